@@ -1,0 +1,40 @@
+# The front door. `make help` lists the targets; docs/ has the depth.
+
+STACK ?= v7.2
+PYTHON ?= /usr/bin/python3
+export
+
+all: help
+
+install:              ## install the Debian packages that the tools use
+	@[ -n "$(SKIP_INSTALL)" ] || tools/install.sh
+
+tree: install         ## git tree of base + series under build/
+	@$(PYTHON) tools/series.py tree
+
+export: install       ## write the tree's commits back to patches/
+	@$(PYTHON) tools/series.py export
+
+series-check: install ## lint, git am, re-export, checkpatch
+	@$(PYTHON) tools/series.py check
+
+mail: install         ## prepare the series for sending; sends nothing
+	@$(PYTHON) tools/series.py mail
+
+build: install        ## build QEMU without and with the series
+	@$(PYTHON) tools/build.py
+
+bench: install        ## fio in a guest, base and series side by side
+	@$(PYTHON) tools/build.py
+	@$(PYTHON) tools/bench.py
+
+check: install        ## all the tests
+	@$(PYTHON) tools/check.py
+
+clean:                ## remove build/ (downloads and results included)
+	rm -rf build
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
+
+.PHONY: all install tree export series-check mail build bench check clean help

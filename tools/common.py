@@ -1,0 +1,106 @@
+"""What every tool needs: where things lie, how to run commands, how to fail."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BUILD = pathlib.Path(os.environ.get("BUILD_DIR") or ROOT / "build").resolve()
+IDENTITY = ("defer-call series", "noreply@localhost")
+
+
+class ToolError(Exception):
+    """Something the person can mend; the text says what and how, in a line."""
+
+
+def progress(text):
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def stack_name():
+    """The stack that STACK= names; it must have a directory with a pin."""
+    name = os.environ.get("STACK") or "v7.2"
+    if not (ROOT / "patches" / name / "pin.json").is_file():
+        known = sorted(p.parent.name for p in ROOT.glob("patches/*/pin.json"))
+        raise ToolError(f"STACK={name}: no such stack; there is: {', '.join(known)}")
+    return name
+
+
+def patch_dir(stack):
+    return ROOT / "patches" / stack
+
+
+def stack_dir(stack):
+    return BUILD / stack
+
+
+def run(cmd, log=None, **kw):
+    """Run cmd and return its standard output; failure is a ToolError.
+
+    With log, both outputs go to that file and its end is shown on failure.
+    """
+    cmd = [str(c) for c in cmd]
+    kw.setdefault("stdin", subprocess.DEVNULL)
+    try:
+        if log:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with open(log, "wb") as out:
+                p = subprocess.run(cmd, stdout=out, stderr=subprocess.STDOUT, **kw)
+            if p.returncode:
+                tail = log.read_text(errors="replace").splitlines()[-15:]
+                print("\n".join(tail), file=sys.stderr)
+                raise ToolError(f"{cmd[0]} failed with {p.returncode}; all it said is in {log}")
+            return ""
+        p = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           text=True, errors="replace", **kw)
+    except FileNotFoundError as e:
+        if kw.get("cwd") and not os.path.isdir(kw["cwd"]):
+            raise ToolError(f"no directory {kw['cwd']}") from e
+        raise ToolError(f"command {cmd[0]} not found; run `make install`") from e
+    if p.returncode:
+        said = (p.stderr.strip() or p.stdout.strip() or "said nothing").splitlines()
+        raise ToolError(f"{' '.join(cmd[:4])} failed with {p.returncode}: {said[-1]}")
+    return p.stdout
+
+
+# What the person's git is set to (line endings, signing, hooks, templates)
+# must not change what a patch looks like, so none of it is read.
+GIT_ENV = {
+    "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_AUTHOR_NAME": IDENTITY[0], "GIT_AUTHOR_EMAIL": IDENTITY[1],
+    "GIT_COMMITTER_NAME": IDENTITY[0], "GIT_COMMITTER_EMAIL": IDENTITY[1],
+    "LC_ALL": "C.UTF-8", "TZ": "UTC",
+}
+
+
+def git(tree, *args, env=None, **kw):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    return run(["git", "-C", tree, *args], env={**kept, **GIT_ENV, **(env or {})}, **kw)
+
+
+def need_space(path, mib):
+    """Fail before a long job rather than in its middle when the disk is full."""
+    path.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path).free >> 20
+    if free < mib:
+        raise ToolError(f"{path}: {free} MiB free, {mib} MiB needed; make room or set BUILD_DIR=")
+
+
+def main(func):
+    """Run a tool: one line and exit status 1 on failure, 130 on Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(func() or 0)
+    except ToolError as e:
+        name = pathlib.Path(sys.argv[0]).stem
+        print(f"{name}: {e}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
