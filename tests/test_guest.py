@@ -1,0 +1,216 @@
+"""guest.py with fakes in place of QEMU: what goes wrong is said, and no process is left."""
+
+import contextlib
+import hashlib
+import io
+import os
+import pathlib
+import socket
+import sys
+import tempfile
+import threading
+import unittest
+from unittest import mock
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
+import guest
+from common import ToolError
+
+HANG = "#!/bin/sh\necho $$ >{0}/pid\necho stuck >&2\nexec sleep 600\n"
+EXIT = "#!/bin/sh\necho $$ >{0}/pid\necho 'could not find ROM' >&2\nexit 3\n"
+# A QEMU with a monitor and no guest: answers every QMP command.
+MONITOR = """#!/usr/bin/python3
+import json, os, re, socket, sys
+open("{0}/pid", "w").write(str(os.getpid()))
+console = next(a[5:] for a in sys.argv if a.startswith("file:"))
+open(console, "w").write("Booting\\r\\nKernel panic - not syncing\\r\\n")
+fd = int(re.search(r"id=mon,fd=([0-9]+)", " ".join(sys.argv))[1])
+sock = socket.socket(fileno=fd)
+def say(what):
+    sock.sendall(json.dumps(what).encode() + b"\\r\\n")
+version = dict(qemu=dict(major=7, minor=2, micro=0), package="")
+say(dict(QMP=dict(version=version, capabilities=[])))
+for line in sock.makefile("r"):
+    ask = json.loads(line)
+    say({{"return": {{}}, **{{k: ask[k] for k in ask if k == "id"}}}})
+    if ask["execute"] == "quit" and {1}:
+        sys.exit(0)
+    if ask["execute"] == "stop":
+        os.abort()
+"""
+
+
+class Fakes(unittest.TestCase):
+    def setUp(self):
+        d = tempfile.TemporaryDirectory()
+        self.addCleanup(d.cleanup)
+        self.dir = pathlib.Path(d.name)
+        (self.dir / "firmware").mkdir()
+        for name in ["vmlinuz", "initrd.img", "firmware/bios-256k.bin", "firmware/linuxboot_dma.bin"]:
+            (self.dir / name).touch()
+        self.err = io.StringIO()
+        stack = contextlib.ExitStack()
+        stack.enter_context(contextlib.redirect_stderr(self.err))
+        self.addCleanup(stack.close)
+
+    def guest(self, script, **kw):
+        qemu = self.dir / "qemu"
+        qemu.write_text(script.format(self.dir, kw.pop("quits", True)))
+        qemu.chmod(0o755)
+        return guest.Guest(qemu, image=self.dir, log_dir=self.dir / "log",
+                           qmp_timeout=1 if script == HANG else 20, **kw)
+
+    def assert_gone(self):
+        pid = int((self.dir / "pid").read_text())
+        self.assertFalse(pathlib.Path(f"/proc/{pid}").exists(), f"process {pid} is left")
+
+    def test_ends_at_once(self):
+        with self.assertRaisesRegex(ToolError, "ended at once with 3; it said: could not find ROM"):
+            self.guest(EXIT).start()
+        self.assert_gone()
+
+    def test_hangs(self):
+        with self.assertRaisesRegex(ToolError, "no sign of life within 1 s; it said: stuck"):
+            self.guest(HANG).start()
+        self.assert_gone()
+
+    def test_does_not_boot(self):
+        with self.assertRaisesRegex(ToolError, "no answer in time.*still running; console: .*console"):
+            with self.guest(MONITOR) as vm:
+                vm.wait_ready(timeout=.3)
+        self.assertIn("Kernel panic", self.err.getvalue())
+        self.assert_gone()
+
+    def test_interrupted(self):
+        with self.assertRaises(KeyboardInterrupt):
+            with self.guest(MONITOR):
+                raise KeyboardInterrupt
+        self.assert_gone()
+
+    def test_interrupted_while_starting(self):
+        g = self.guest(HANG)
+        cls = guest.machine_class(guest.qemu_python())
+        with mock.patch.object(cls.__mro__[1], "_post_launch", side_effect=KeyboardInterrupt), \
+                self.assertRaises(KeyboardInterrupt):
+            g.start()
+        self.assertIsNone(g.pid)
+
+    def test_good_end(self):
+        with self.guest(MONITOR) as vm:
+            self.assertEqual(vm.qmp("query-status"), {})
+        self.assert_gone()
+
+    def test_does_not_end(self):
+        vm = self.guest(MONITOR, quits=False).start()
+        with self.assertRaisesRegex(ToolError, "did not end within 0.5 s"):
+            vm.shutdown(timeout=.5)
+        self.assert_gone()
+
+    def test_crash(self):
+        with self.assertRaisesRegex(ToolError, "QEMU ended with -6"):
+            with self.guest(MONITOR) as vm:
+                with contextlib.suppress(ToolError):
+                    vm.qmp("stop")
+        self.assert_gone()
+
+    def test_missing_pieces(self):
+        with self.assertRaisesRegex(ToolError, "no QEMU at"):
+            guest.Guest(self.dir / "nothing", image=self.dir, log_dir=self.dir).start()
+        (self.dir / "firmware/bios-256k.bin").unlink()
+        with self.assertRaisesRegex(ToolError, "bios-256k.bin is missing"):
+            self.guest(HANG).start()
+
+    def test_too_many_disks(self):
+        with self.assertRaisesRegex(ToolError, "25 disks"):
+            self.guest(HANG, disks=[guest.Disk("/x")] * 25).start()
+
+    def test_no_direct_io(self):
+        with mock.patch("os.open", side_effect=OSError(22, "Invalid argument")), \
+                self.assertRaisesRegex(ToolError, "O_DIRECT.*DISK="):
+            guest.check_direct("/x")
+
+
+class Channel(unittest.TestCase):
+    """The host's end of the job channel against a scripted guest."""
+
+    def setUp(self):
+        self.vm = guest.Guest("/nothing", log_dir="/nonexistent")
+        self.vm._job, self.far = socket.socketpair()
+        self.addCleanup(self.vm._job.close)
+        self.addCleanup(self.far.close)
+
+    def answer(self, make):
+        def serve():
+            line = b""
+            while not line.endswith(b"\n"):
+                line += self.far.recv(4096)
+            self.far.sendall(make(line.split()[1]))
+        t = threading.Thread(target=serve, daemon=True)
+        t.start()
+        self.addCleanup(t.join)
+
+    @staticmethod
+    def frame(job, status, data, md5=None):
+        return b"done %s %d %d %s\n" % (job, status, len(data),
+                                        (md5 or hashlib.md5(data).hexdigest()).encode()) + data
+
+    def test_answer(self):
+        self.answer(lambda job: self.frame(job, 7, b"two\nlines"))
+        self.assertEqual(self.vm.run("x", 5), (7, "two\nlines"))
+
+    def test_garbage_and_a_late_answer_are_passed_over(self):
+        self.answer(lambda job: b"ready\ndone\n\xff\xfe\ndone x 0 0 y\n" +
+                    self.frame(b"0" * 16, 0, b"done of another\n") + self.frame(job, 0, b"mine"))
+        self.assertEqual(self.vm.run("x", 5), (0, "mine"))
+
+    def test_damage(self):
+        self.answer(lambda job: self.frame(job, 0, b"data", "0" * 32))
+        with self.assertRaisesRegex(ToolError, "damaged"):
+            self.vm.run("x", 5)
+
+    def test_half_an_answer(self):
+        self.answer(lambda job: self.frame(job, 0, b"data")[:-1])
+        with self.assertRaisesRegex(ToolError, "no answer in time"):
+            self.vm.run("x", .3)
+
+    def test_gone(self):
+        self.far.close()
+        with self.assertRaisesRegex(ToolError, "takes no job|went away"):
+            self.vm.run("x", 5)
+
+    def test_failed_command(self):
+        self.answer(lambda job: self.frame(job, 1, b"first\nno such file\n"))
+        with self.assertRaisesRegex(ToolError, "failed in the guest with 1: no such file"):
+            self.vm.check("cat x", 5)
+
+
+class Arguments(unittest.TestCase):
+    def test_disks(self):
+        blk = " ".join(guest.Disk("/x", aio="native", queues=4, event_idx=False).arguments(1))
+        for part in ["virtio-blk-pci,id=disk1,", "event_idx=off", "num-queues=4", "iothread=iothread1",
+                     '"aio": "native"', '"direct": true', "drive=drive1"]:
+            self.assertIn(part, blk)
+        scsi = " ".join(guest.Disk("/x", driver="virtio-scsi-pci", iothread=False).arguments(0))
+        self.assertIn("scsi-hd,bus=disk0.0,drive=drive0", scsi)
+        self.assertIn("num_queues=1", scsi)
+        self.assertNotIn("iothread", scsi)
+        with self.assertRaisesRegex(ToolError, "virtio-blk-pci or virtio-scsi-pci"):
+            guest.Disk("/x", driver="ide").arguments(0)
+
+    def test_kvm_needs_the_processor_flag(self):
+        for flags, writable, expected in [("vmx", True, "kvm"), ("svm", True, "kvm"), ("sse", True, "tcg"),
+                                          ("vmx", False, "tcg"), ("vmxx", True, "tcg")]:
+            with mock.patch("pathlib.Path.read_text", return_value=f"model\t: x\nflags\t\t: fpu {flags} de\n"), \
+                    mock.patch("os.access", return_value=writable):
+                self.assertEqual(guest.accelerator(), expected)
+
+    def test_accelerator_reaches_qemu(self):
+        for accel, cpu in [("kvm", "-cpu host"), ("tcg", "-cpu max")]:
+            with mock.patch.object(guest, "accelerator", return_value=accel):
+                args = " ".join(guest.Guest("/x").arguments())
+            self.assertIn(f"-accel {accel}", args)
+            self.assertIn(cpu, args)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,179 @@
+#!/usr/bin/python3
+"""Build QEMU without and with the series: build/<stack>/{base,series}/build.
+
+    build.py [ninja target ...]
+"""
+
+import bz2
+import collections
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import common
+import series
+from common import ToolError, git, progress, run
+
+TARGETS = ["qemu-system-x86_64", "qemu-img", "qemu-io", "qemu-nbd",
+           "storage-daemon/qemu-storage-daemon"]
+
+# One list for both sides: the x86_64 machine and what the series touches.
+CONFIGURE = ["--cc=ccache gcc", "--target-list=x86_64-softmmu", "--without-default-features",
+             "--enable-tcg", "--enable-kvm", "--enable-linux-aio", "--enable-linux-io-uring",
+             "--enable-coroutine-pool", "--enable-tools", "--disable-docs", "--disable-install-blobs",
+             "--meson=/usr/bin/meson", "--with-git-submodules=ignore"]
+# What the series touches as well, where the library is installed: (pkg-config name, argument, code)
+OPTIONAL = [("xencontrol", "--enable-xen", "hw/block/dataplane/xen-block.c"),
+            ("blkio", "--enable-blkio", "block/blkio.c")]
+
+# Firmware that Debian's tarball lacks and meson insists on; our guests need none of it.
+BLOBS = [f"pc-bios/edk2-{name}.fd.bz2" for name in
+         ["aarch64-code", "arm-code", "arm-vars", "i386-code", "i386-secure-code", "i386-vars",
+          "x86_64-code", "x86_64-secure-code"]]
+
+
+def environment(side_dir):
+    """The same for everybody: no CFLAGS, no python or compiler from elsewhere."""
+    env = {k: v for k, v in os.environ.items()
+           if k in ("HOME", "TERM", "TMPDIR", "USER") or k.startswith("CCACHE_")}
+    env |= {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "NINJA_STATUS": "[%f/%t] ",
+            # one side finds what the other has compiled, and so does a clone elsewhere
+            "CCACHE_BASEDIR": str(common.BUILD), "CCACHE_NOHASHDIR": "1",
+            "CCACHE_STATSLOG": str(side_dir / "ccache.log")}
+    env.setdefault("CCACHE_DIR", str(common.BUILD / "ccache"))
+    return env
+
+
+def configure_arguments():
+    args, without = list(CONFIGURE), []
+    for library, argument, code in OPTIONAL:
+        if subprocess.run(["pkg-config", "--exists", library]).returncode == 0:
+            args.append(argument)
+        else:
+            without.append(f"{code} (no {library})")
+    if without:
+        progress(f"not compiled on this machine: {', '.join(without)}")
+    return args
+
+
+def checkout(stack, side, commit):
+    """build/<stack>/<side>/src at commit; keeps the times of files that do not change."""
+    repo, src = common.stack_dir(stack) / "tree", common.stack_dir(stack) / side / "src"
+    try:
+        old = git(src, "rev-parse", "HEAD").strip() if (src / ".git").is_file() else None
+    except ToolError:
+        old = None              # the repository it belonged to is gone
+    if old is None:
+        series.remove_worktree(repo, src)
+        git(repo, "worktree", "add", "-q", "--detach", str(src), commit)
+    else:
+        if os.environ.get("FORCE") == "1":
+            git(src, "reset", "-q", "--hard")
+        elif git(src, "status", "--porcelain", "--untracked-files=no"):
+            raise ToolError(f"{src} has changes of its own; commit them in {repo} instead, "
+                            f"or FORCE=1 make build throws them away")
+        if old != commit:
+            git(src, "checkout", "-q", "--detach", commit)
+    exclude = repo / ".git/info/exclude"
+    if "/pc-bios/edk2-" not in exclude.read_text():
+        with open(exclude, "a") as f:
+            f.write("/pc-bios/edk2-*.fd.bz2\n")
+    for name in BLOBS:
+        if not (src / name).exists():
+            (src / name).write_bytes(bz2.compress(b""))
+    if not (src / "ui/keycodemapdb/meson.build").is_file():
+        raise ToolError("the base lacks the submodule ui/keycodemapdb; run git submodule update --init "
+                        "ui/keycodemapdb tests/fp/berkeley-softfloat-3 tests/fp/berkeley-testfloat-3 in "
+                        f"{os.environ.get('QEMU_SRC') or 'it'}, rm {common.stack_dir(stack)}/base.json, and try again")
+    return src
+
+
+def configure(src, build, args, env):
+    """Run configure unless it has been, with the same arguments and the same script."""
+    h = hashlib.sha256()
+    for name in ["configure", "scripts/meson-buildoptions.sh"]:
+        h.update((src / name).read_bytes())
+    marker, now = build / ".configured", json.dumps([args, str(src), h.hexdigest()])
+    if marker.is_file() and marker.read_text() == now and (build / "build.ninja").is_file():
+        return
+    shutil.rmtree(build, ignore_errors=True)
+    build.mkdir()
+    progress(f"configure in {build}")
+    run(["../src/configure", *args], cwd=build, env=env, log=build.parent / "configure.log")
+    marker.write_text(now)
+
+
+def ninja(build, targets, env, name):
+    """Run ninja, with a line of progress every 15 s."""
+    log = build.parent / "ninja.log"
+    said, last, step = time.monotonic(), "", re.compile(r"^\[(\d+)/(\d+)\] ")
+    failed = collections.deque(maxlen=40)
+    with open(log, "w") as out:
+        p = subprocess.Popen(["ninja", *targets], cwd=build, env=env, text=True, errors="replace",
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            for line in p.stdout:
+                out.write(line)
+                if m := step.match(line):
+                    last = m[0].strip()
+                    if time.monotonic() - said >= 15:
+                        said = time.monotonic()
+                        progress(f"building {name} {last}")
+                if line.startswith("FAILED:") or line.startswith("ninja: error") or failed:
+                    failed.append(line)
+            p.wait()
+        finally:
+            if p.poll() is None:
+                p.terminate()
+                p.wait()
+    if p.returncode:
+        sys.stderr.write("".join(failed))
+        raise ToolError(f"ninja failed with {p.returncode} for {name}; all it said is in {log}")
+    return last
+
+
+def ccache_counts(log):
+    """(hits, misses) of one build."""
+    words = collections.Counter(log.read_text().split()) if log.is_file() else {}
+    return words.get("direct_cache_hit", 0) + words.get("preprocessed_cache_hit", 0), words.get("cache_miss", 0)
+
+
+def build_side(stack, side, commit, targets=TARGETS, args=None):
+    """Build one commit in build/<stack>/<side>; the build directory."""
+    top = common.stack_dir(stack) / side
+    common.need_space(top, 100 if (top / "build/qemu-system-x86_64").is_file() else 1500)
+    env = environment(top)
+    src = checkout(stack, side, commit)
+    build = top / "build"
+    stats = top / "ccache.log"
+    stats.unlink(missing_ok=True)
+    start = time.monotonic()
+    configure(src, build, args or configure_arguments(), env)
+    last = ninja(build, targets, env, side)
+    if last:
+        hits, misses = ccache_counts(stats)
+        progress(f"built {side} {last} in {time.monotonic() - start:.0f} s; "
+                 f"ccache had {hits} of {hits + misses} files")
+    return build
+
+
+def main():
+    targets = sys.argv[1:] or TARGETS
+    stack = common.stack_name()
+    base, commit = series.update_tree(stack)
+    if commit != series.read_state(stack).get("commit"):
+        progress(f"building commits that patches/{stack} has not")
+    if git(common.stack_dir(stack) / "tree", "status", "--porcelain"):
+        progress(f"{common.stack_dir(stack) / 'tree'} has changes that are not committed; they are not built")
+    args = configure_arguments()
+    for side, what in [("base", base.commit), ("series", commit)]:
+        build_side(stack, side, what, targets, args)
+
+
+if __name__ == "__main__":
+    common.main(main)

@@ -1,0 +1,326 @@
+#!/usr/bin/python3
+"""make check: every test of the project, a line each, and a count at the end.
+
+ONLY= names the parts to run (default: all): tools series patches unit
+sanitizers qtest iotests guest.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import build
+import common
+import guest
+import series
+from common import ToolError, git, progress
+
+LOGS = common.BUILD / "check"
+
+# Tests that code in the series runs through, or that run through it.
+UNIT_TESTS = ["test-aio", "test-aio-multithread", "test-bdrv-drain", "test-bdrv-graph-mod",
+              "test-block-backend", "test-block-iothread", "test-blockjob", "test-blockjob-txn",
+              "test-coroutine", "test-defer-call", "test-fdmon-epoll", "test-image-locking",
+              "test-thread-pool", "test-throttle", "test-write-threshold"]
+QTEST_DEVICES = ["virtio-blk-pci", "virtio-scsi-pci"]
+# What machine type "pc" loads at its start, although a qtest never runs it.
+QTEST_FIRMWARE = ["/usr/share/seabios/bios-256k.bin", "/usr/share/seabios/vgabios-stdvga.bin",
+                  "/usr/lib/ipxe/qemu/efi-e1000.rom"]
+# (arguments of QEMU's iotests runner, tests to leave out with the reason)
+IOTESTS = [["-raw"], ["-raw", "-i", "native", "-c", "none"], ["-raw", "-i", "io_uring", "-c", "none"]]
+IOTESTS_OUT = {"307": "fails on the base too: QMP's python library loses a race when QEMU quits"}
+AIO = ["native", "io_uring", "threads"]
+
+
+class Results:
+    def __init__(self):
+        self.passed, self.failed = 0, []
+
+    def add(self, name, problem=None, seconds=None):
+        took = f" ({seconds:.0f} s)" if seconds and seconds >= 1 else ""
+        if problem:
+            self.failed.append(name)
+            print(f"FAIL {name}{took}: {problem}", flush=True)
+        else:
+            self.passed += 1
+            print(f"ok   {name}{took}", flush=True)
+
+    def do(self, name, function, *args):
+        """Count one test that is a function: a ToolError is its failure."""
+        start, problem = time.monotonic(), None
+        try:
+            function(*args)
+        except ToolError as e:
+            problem = str(e)
+        self.add(name, problem, time.monotonic() - start)
+        return not problem
+
+    def tap(self, prefix, log, wanted=()):
+        """Count the lines of a TAP log; what was wanted and is not there has failed."""
+        seen = set()
+        for m in re.finditer(r"^(not )?ok \d+ (\S+)(.*)$", log.read_text(errors="replace"), re.M):
+            seen.add(m[2])
+            skipped = "# SKIP" in m[3]
+            self.add(f"{prefix} {m[2]}", (m[1] and f"see {log}") or (skipped and "skipped") or None)
+        for name in wanted:
+            if name not in seen:
+                self.add(f"{prefix} {name}", f"did not run, see {log}")
+        if not seen:
+            self.add(prefix, f"no test ran, see {log}")
+
+
+def command(cmd, log, timeout, **kw):
+    """Run cmd with both outputs in log; its exit status. Ends it after timeout seconds."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w") as out:
+        p = subprocess.Popen([str(c) for c in cmd], stdin=subprocess.DEVNULL, stdout=out,
+                             stderr=subprocess.STDOUT, start_new_session=True, **kw)
+        try:
+            return p.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return "timeout"
+        finally:
+            if p.poll() is None:
+                os.killpg(p.pid, 9)
+                p.wait()
+
+
+# -- the parts -----------------------------------------------------------------
+
+def check_tools(results, stack):
+    """The tools' own tests, on toy data and with bad input."""
+    log = LOGS / "tools.log"
+    command([sys.executable, "-m", "unittest", "-v"], log, 900, cwd=common.ROOT / "tests")
+    text = log.read_text(errors="replace")
+    ran = 0
+    for m in re.finditer(r"^(\w+) \(([\w.]+)\)(?:\n.*?)? \.\.\. (?:.*\n)*?.*?\b(ok|FAIL|ERROR|skipped.*)$",
+                         text, re.M):
+        ran += 1
+        results.add(f"tools {m[2]}", None if m[3] == "ok" else f"{m[3]}, see {log}")
+    said = re.search(r"^Ran (\d+) tests? in", text, re.M)
+    if not said or int(said[1]) != ran or not ran:
+        results.add("tools", f"{ran} results of {said[1] if said else 'no'} tests, see {log}")
+
+
+def check_series(results, stack):
+    """Lint, plain git am, re-export, checkpatch."""
+    for name, problem in series.checks(stack):
+        results.add(f"series {name}", problem)
+
+
+def meson_test(results, prefix, directory, names):
+    """Run unit tests through meson, which gives each its timeout and environment."""
+    log = LOGS / f"{prefix.replace(' ', '-').replace('/', '-')}.log"
+    command(["meson", "test", "--no-rebuild", "--print-errorlogs", *names], log, 900,
+            cwd=directory, env=build.environment(directory.parent))
+    found = {}
+    for line in (directory / "meson-logs/testlog.json").read_text().splitlines():
+        result = json.loads(line)
+        found[result["name"].split(" / ")[-1]] = result["result"]
+    return {name: None if found.get(name) == "OK" else f"{found.get(name, 'did not run')}, see {log}"
+            for name in names}
+
+
+def unit_names(src):
+    """The unit tests that this commit has: the new one comes in the middle of the series."""
+    return [n for n in UNIT_TESTS if (src / f"tests/unit/{n}.c").is_file()]
+
+
+def check_patches(results, stack):
+    """Each patch must build and pass the unit tests, one after the other."""
+    base, tip = series.update_tree(stack)
+    repo = common.stack_dir(stack) / "tree"
+    commits = git(repo, "rev-list", "--reverse", f"{base.commit}..{tip}").split()
+    for n, commit in enumerate(commits, 1):
+        name = f"patch {n:04}"
+
+        def one():
+            src = build.checkout(stack, "each", commit)
+            names = unit_names(src)
+            directory = build.build_side(stack, "each", commit, ["qemu-system-x86_64", "qemu-img", "qemu-io",
+                                         *[f"tests/unit/{t}" for t in names]])
+            bad = [f"{t}: {p}" for t, p in meson_test(results, name, directory, names).items() if p]
+            if bad:
+                raise ToolError("; ".join(bad))
+        results.do(f"{name} builds, {git(repo, 'log', '-1', '--format=%s', commit).strip()}", one)
+
+
+def built(stack, targets=()):
+    """build/<stack>/series/build with the full series and these targets beside the usual."""
+    _, tip = series.update_tree(stack)
+    return build.build_side(stack, "series", tip, [*build.TARGETS, *targets])
+
+
+def check_unit(results, stack):
+    directory = built(stack, [f"tests/unit/{t}" for t in UNIT_TESTS])
+    for name, problem in meson_test(results, "unit", directory, UNIT_TESTS).items():
+        results.add(f"unit {name}", problem)
+
+
+def check_sanitizers(results, stack):
+    """The new unit test with ASan, UBSan, LSan and the checks of a debug build."""
+    _, tip = series.update_tree(stack)
+    args = [*build.configure_arguments(), "--enable-sanitizers", "--enable-debug-mutex"]
+    directory = build.build_side(stack, "sanitizers", tip, ["tests/unit/test-defer-call"], args)
+    log = LOGS / "sanitizers.log"
+    status = command([directory / "tests/unit/test-defer-call", "--tap", "-k"], log, 300,
+                     env={**os.environ, "UBSAN_OPTIONS": "halt_on_error=1"})
+    results.tap("sanitizers", log, ["/defer-call/misuse/yield", "/defer-call/random"])
+    if status:
+        results.add("sanitizers exit status", f"{status}, see {log}")
+
+
+def check_qtest(results, stack):
+    """QEMU's own virtio-blk and virtio-scsi tests through libqos."""
+    directory = built(stack, ["tests/qtest/qos-test"])
+    data = directory / "qemu-bundle/usr/local/share/qemu"
+    data.mkdir(parents=True, exist_ok=True)
+    for f in QTEST_FIRMWARE:
+        shutil.copy(f, data)
+    env = {**build.environment(directory.parent), "QTEST_QEMU_BINARY": "./qemu-system-x86_64",
+           "QTEST_QEMU_IMG": "./qemu-img", "G_TEST_DBUS_DAEMON": "/bin/false",
+           "QTEST_QEMU_STORAGE_DAEMON_BINARY": "./storage-daemon/qemu-storage-daemon"}
+    listing = subprocess.run(["tests/qtest/qos-test", "-l"], cwd=directory, env=env, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.split()
+    for device in QTEST_DEVICES:
+        paths = [p for p in listing if p.startswith("/") and f"/{device}/" in p]
+        log = LOGS / f"qtest-{device}.log"
+        command(["tests/qtest/qos-test", "--tap", "-k", *[a for p in paths for a in ("-p", p)]], log, 300,
+                cwd=directory, env=env)
+        results.tap(f"qtest {device}", log, paths)
+
+
+def check_iotests(results, stack):
+    """QEMU's quick iotests for raw images, with each aio engine."""
+    directory = built(stack)
+    for args in IOTESTS:
+        name = "iotests " + " ".join(args)
+        log = LOGS / (name.replace(" ", "") + ".log")
+        runner = ["/usr/bin/python3", "check", *args, "-g", "quick"]
+        cwd = directory / "tests/qemu-iotests"
+        listing = subprocess.run([*runner, "-n"], cwd=cwd, text=True, stdout=subprocess.PIPE).stdout.split()
+        tests = [t for t in listing if t not in IOTESTS_OUT]
+        command(["/usr/bin/python3", "check", *args, *tests], log, 900, cwd=cwd,
+                env={**build.environment(directory.parent), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+        text = log.read_text(errors="replace")
+        passed, failed = re.search(r"^Passed all (\d+) ", text, re.M), re.search(r"^Failures: (.*)$", text, re.M)
+        if passed and int(passed[1]):
+            results.passed += int(passed[1]) - 1
+            results.add(f"{name}: {passed[1]} tests")
+        for t in failed[1].split() if failed else []:
+            results.add(f"{name} {t}", f"see {log}")
+        if not passed and not failed:
+            results.add(name, f"no test ran, see {log}")
+
+
+# -- a guest that writes and verifies --------------------------------------------
+
+SMOKE_SIZE = 24         # MiB a disk
+
+SMOKE_JOB = """
+[global]
+ioengine=libaio
+direct=1
+size={size}m
+bsrange=4k-64k
+bs_unaligned=0
+iodepth=32
+verify=crc32c
+verify_fatal=1
+{phase}
+"""
+
+
+def smoke_disks(directory, aio):
+    """virtio-blk and virtio-scsi, EVENT_IDX on and off, 1 and 4 queues."""
+    directory.mkdir(parents=True, exist_ok=True)
+    disks = []
+    for driver in ["virtio-blk-pci", "virtio-scsi-pci"]:
+        for event_idx in [True, False]:
+            for queues in [1, 4]:
+                path = directory / f"disk{len(disks)}.raw"
+                with open(path, "wb") as f:
+                    f.truncate(SMOKE_SIZE << 20)
+                disks.append(guest.Disk(str(path), aio=aio, driver=driver, event_idx=event_idx, queues=queues))
+    return disks
+
+
+def fio_errors(vm, job, devices):
+    """Run fio on the devices; {device: problem or None}."""
+    for dev in devices:
+        job += f"\n[{pathlib.Path(dev).name}]\nfilename={dev}\n"
+    vm.put_file("/smoke.fio", job)
+    status, output = vm.run("fio --output-format=json /smoke.fio", timeout=300)
+    try:
+        jobs = json.loads(output[output.index("{\n"):output.rindex("}") + 1])["jobs"]
+    except (ValueError, KeyError):
+        raise ToolError(f"fio gave no result (status {status}): {output.strip()[-200:]}") from None
+    found = {}
+    for dev, j in zip(devices, jobs):
+        total = j["read"]["total_ios"] + j["write"]["total_ios"]
+        found[dev] = f"error {j['error']}" if j["error"] else None if total else "no I/O"
+    return found
+
+
+def check_guest(results, stack):
+    """In a guest: write and verify, and notice a block that is not what was written."""
+    guest.build_image()
+    binary = built(stack) / "qemu-system-x86_64"
+    for aio in AIO:
+        directory = common.BUILD / "check/disks"
+        disks = smoke_disks(directory, aio)
+
+        def smoke():
+            with guest.Guest(binary, disks, label=f"smoke-{aio}", log_dir=LOGS) as vm:
+                vm.wait_ready(120)
+                devices = [vm.disk(n)[0] for n in range(len(disks))]
+                write = SMOKE_JOB.format(size=SMOKE_SIZE, phase="rw=randwrite\ndo_verify=1")
+                found = fio_errors(vm, write, devices)
+                for n, (d, dev) in enumerate(zip(disks, devices)):
+                    results.add(f"guest {aio} {d.driver} event_idx={'on' if d.event_idx else 'off'} "
+                                f"queues={d.queues}: fio writes and verifies", found[dev])
+                # The same test has to say no when the data is wrong
+                with open(disks[0].path, "r+b") as f:
+                    f.seek(SMOKE_SIZE << 19)
+                    f.write(os.urandom(64 << 10))
+                    os.fsync(f.fileno())
+                read = SMOKE_JOB.format(size=SMOKE_SIZE, phase="rw=randwrite\nverify_only=1")
+                if not fio_errors(vm, read, devices[:1])[devices[0]]:
+                    raise ToolError("fio did not notice a damaged block")
+        results.do(f"guest {aio}: boots, ends, and fio notices a damaged block", smoke)
+        shutil.rmtree(directory)
+
+
+PARTS = {"tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit,
+         "sanitizers": check_sanitizers, "qtest": check_qtest, "iotests": check_iotests,
+         "guest": check_guest}
+
+
+def main():
+    stack = common.stack_name()
+    only = os.environ.get("ONLY", "").split() or list(PARTS)
+    for part in only:
+        if part not in PARTS:
+            raise ToolError(f"ONLY={part}: no such part; there is: {' '.join(PARTS)}")
+    LOGS.mkdir(parents=True, exist_ok=True)
+    results, start = Results(), time.monotonic()
+    for part in only:
+        progress(f"part {part}: {PARTS[part].__doc__.strip().splitlines()[0] if PARTS[part].__doc__ else ''}")
+        try:
+            PARTS[part](results, stack)
+        except ToolError as e:
+            results.add(part, str(e))
+    progress(f"took {(time.monotonic() - start) / 60:.1f} min")
+    for name in results.failed:
+        print(f"failed: {name}")
+    print(f"{results.passed} passed, {len(results.failed)} failed", flush=True)
+    return 1 if results.failed or not results.passed else 0
+
+
+if __name__ == "__main__":
+    common.main(main)

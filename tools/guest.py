@@ -1,0 +1,496 @@
+#!/usr/bin/python3
+"""The guest that benchmarks and tests run in: build its image, start it, talk to it.
+
+As a script it builds build/guest/ (kernel, initramfs, firmware). As a module:
+
+    with Guest(binary, [Disk(path, aio="native")]) as guest:
+        guest.wait_ready()
+        status, output = guest.run("fio --version")
+"""
+
+import base64
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import re
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import common
+from common import ToolError
+
+GUEST = common.BUILD / "guest"
+CONFIG = pathlib.Path(__file__).resolve().parent / "guest"
+# Debian's kernel without drivers for real hardware: small, and boots fast.
+KERNEL = "linux-image-cloud-amd64"
+# QEMU's source package in Debian comes without firmware blobs.
+FIRMWARE = {"seabios": ["bios-256k.bin"],
+            "qemu-system-data": ["linuxboot_dma.bin", "kvmvapic.bin"]}
+# One machine type whatever the binary, so that two of them can be compared.
+MACHINE = "pc-i440fx-7.2"
+FIRST_SLOT = 8          # PCI slot of the first disk; lower ones are the board's
+MOST_DISKS = 32 - FIRST_SLOT
+
+# mkinitramfs knows modules only below /lib/modules and wants the kernel's
+# config in /boot. A private mount namespace shows it the unpacked package
+# there and leaves the machine as it was; the hooks of other packages (udev,
+# fsck, ...) are hidden, so that the image does not depend on what is installed.
+MKINITRAMFS = """
+mount -t overlay -o ro,lowerdir="$1/root/lib":/usr/lib overlay /usr/lib
+mount --bind "$1/root/boot" /boot
+mount --bind "$1/conf/conf.d" /usr/share/initramfs-tools/hooks
+exec mkinitramfs -d "$1/conf" -o "$1/initrd.gz" "$2"
+"""
+
+
+# -- the image -----------------------------------------------------------------
+
+def kernel_package():
+    """The package that the kernel's meta package stands for just now."""
+    for line in common.run(["apt-cache", "depends", "--important", KERNEL]).splitlines():
+        m = re.match(r"\s*Depends: (linux-image-(\S+))$", line)
+        if m:
+            return m.groups()
+    raise ToolError(f"apt knows no kernel behind {KERNEL}; run apt-get update")
+
+
+def candidates(packages):
+    """The version of each package that apt would download."""
+    said = common.run(["apt-cache", "policy", *packages], env={**os.environ, "LC_ALL": "C"})
+    found = dict(re.findall(r"^(\S+):\n.*\n\s+Candidate: (?!\(none)(\S+)$", said, re.M))
+    for p in packages:
+        if p not in found:
+            raise ToolError(f"apt knows no package {p}; run apt-get update")
+    return found
+
+
+def image_inputs(kernel):
+    """All that the image is made from; another value means: build it again."""
+    packages = candidates([kernel, *FIRMWARE])
+    for p in ["fio", "busybox-static", "initramfs-tools-core"]:
+        packages[p] = common.run(["dpkg-query", "-W", "-f", "${Version}", p])
+    files = {str(p.relative_to(CONFIG)): hashlib.sha256(p.read_bytes()).hexdigest()
+             for p in sorted(CONFIG.rglob("*")) if p.is_file()}
+    script = hashlib.sha256(MKINITRAMFS.encode()).hexdigest()
+    return {"packages": packages, "files": files, "script": script}
+
+
+def unpack(package, into, work):
+    common.run(["apt-get", "-q", "download", "-o", "APT::Sandbox::User=root", package], cwd=work)
+    deb = max(work.glob(f"{package}_*.deb"), key=lambda p: p.stat().st_mtime)
+    common.run(["dpkg-deb", "-x", deb, into])
+
+
+def build_image():
+    """Make build/guest/{vmlinuz,initrd.img,firmware/}, unless they are up to date."""
+    GUEST.mkdir(parents=True, exist_ok=True)
+    with open(GUEST / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kernel, version = kernel_package()
+        inputs = image_inputs(kernel)
+        stamp = GUEST / "inputs.json"
+        wanted = [GUEST / "vmlinuz", GUEST / "initrd.img",
+                  *(GUEST / "firmware" / f for fs in FIRMWARE.values() for f in fs)]
+        if stamp.is_file() and stamp.read_text() == json.dumps(inputs) \
+                and all(p.is_file() for p in wanted):
+            return
+        common.need_space(GUEST, 500)
+        common.progress(f"building the guest: {kernel}, fio {inputs['packages']['fio']}")
+        stamp.unlink(missing_ok=True)
+        work = GUEST / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            make_image(work, kernel, version)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        stamp.write_text(json.dumps(inputs))
+
+
+def make_image(work, kernel, version):
+    (work / "tmp").mkdir(parents=True)
+    unpack(kernel, work / "root", work)
+    sbin = {**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
+            "TMPDIR": str(work / "tmp")}
+    common.run(["depmod", "-b", work / "root", version], env=sbin)
+    shutil.copytree(CONFIG, work / "conf")
+    for d in ["conf.d", "scripts"]:
+        (work / "conf" / d).mkdir()
+    root = [] if os.geteuid() == 0 else ["-r"]
+    common.run(["unshare", *root, "-m", "sh", "-ec", MKINITRAMFS, "sh", work, version],
+               log=GUEST / "mkinitramfs.log", env=sbin)
+    # Not compressed: QEMU copies it in no time, while inflating it under TCG takes seconds.
+    with open(work / "initrd.img", "wb") as out:
+        subprocess.run(["gzip", "-dc", work / "initrd.gz"], stdout=out, check=True)
+    listing = subprocess.run(["cpio", "-t", "--quiet"], stdin=open(work / "initrd.img", "rb"),
+                             stdout=subprocess.PIPE, check=True, text=True).stdout
+    for name in ["init", "usr/bin/fio", "usr/bin/sh", "conf/modules"]:
+        if name not in listing.split("\n"):
+            raise ToolError(f"mkinitramfs left {name} out; all it said is in {GUEST}/mkinitramfs.log")
+    (GUEST / "firmware").mkdir(exist_ok=True)
+    for package, files in FIRMWARE.items():
+        unpack(package, work / package, work)
+        for f in files:
+            found = next((work / package).rglob(f), None)
+            if not found:
+                raise ToolError(f"no {f} in Debian's package {package}")
+            shutil.copy(found, GUEST / "firmware" / f)
+    os.replace(work / "initrd.img", GUEST / "initrd.img")
+    os.replace(work / f"root/boot/vmlinuz-{version}", GUEST / "vmlinuz")
+
+
+# -- the machine it runs on ----------------------------------------------------
+
+def accelerator():
+    """"kvm" where the processor can do it and we may use it, else "tcg"."""
+    cpu = pathlib.Path("/proc/cpuinfo").read_text()
+    # /dev/kvm alone is no proof: some cloud kernels have it without vmx or svm.
+    if re.search(r"^flags\s*:.*\b(vmx|svm)\b", cpu, re.M) and os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "kvm"
+    return "tcg"
+
+
+def check_direct(path):
+    """O_DIRECT is not for every file system; find out before QEMU does."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError as e:
+        raise ToolError(f"{path}: cannot be opened with O_DIRECT ({e.strerror}), which the guest's "
+                        f"disk needs; use a disk on another file system (DISK= or BUILD_DIR=)") from e
+
+
+def qemu_python(stack=None):
+    """Where QEMU's own python library is: in the source of the base."""
+    if os.environ.get("QEMU_PYTHON"):
+        places = [pathlib.Path(os.environ["QEMU_PYTHON"])]
+    else:
+        d = common.stack_dir(stack or common.stack_name())
+        places = [d / "base/src/python", d / "tree/python"]
+    for p in places:
+        if (p / "qemu/machine/machine.py").is_file():
+            return p
+    raise ToolError(f"no QEMU python library in {places[0]}; run `make tree`")
+
+
+def machine_class(library):
+    """QEMUMachine, with one thing mended."""
+    if str(library) not in sys.path:
+        sys.path.insert(0, str(library))
+    from qemu.machine import QEMUMachine
+
+    class Machine(QEMUMachine):
+        def _post_launch(self):
+            try:
+                super()._post_launch()
+            except BaseException:
+                # launch() would wait half a minute for a QEMU without a monitor
+                self._user_killed = True
+                self._popen.kill()
+                raise
+    return Machine
+
+
+# -- one guest -----------------------------------------------------------------
+
+@dataclasses.dataclass
+class Disk:
+    """A raw file or block device and the virtio device that shows it to the guest."""
+    path: str
+    aio: str = "io_uring"               # native, io_uring, threads
+    driver: str = "virtio-blk-pci"      # or virtio-scsi-pci (one scsi-hd behind it)
+    iothread: bool = True               # an IOThread of its own, else the main loop
+    queues: int = 1
+    event_idx: bool = True
+    cache_direct: bool = True
+    read_only: bool = False
+    locking: bool = True                # False: another disk of this guest has the same file
+
+    def arguments(self, n):
+        """QEMU's arguments for this disk as the guest's number n."""
+        on = {True: "on", False: "off"}
+        device = {"driver": self.driver, "id": f"disk{n}", "addr": f"{FIRST_SLOT + n:#x}",
+                  "event_idx": on[self.event_idx]}
+        args = []
+        if self.iothread:
+            args += ["-object", f"iothread,id=iothread{n}"]
+            device["iothread"] = f"iothread{n}"
+        host = "host_device" if pathlib.Path(self.path).is_block_device() else "file"
+        args += ["-blockdev", json.dumps({
+            "driver": "raw", "node-name": f"drive{n}", "read-only": self.read_only,
+            "cache": {"direct": self.cache_direct},
+            "file": {"driver": host, "filename": str(self.path), "aio": self.aio,
+                     "locking": "auto" if self.locking else "off"}})]
+        if self.driver == "virtio-blk-pci":
+            device |= {"drive": f"drive{n}", "num-queues": self.queues}
+        elif self.driver == "virtio-scsi-pci":
+            device["num_queues"] = self.queues
+        else:
+            raise ToolError(f"disk driver {self.driver}: virtio-blk-pci or virtio-scsi-pci")
+        args += ["-device", ",".join(f"{k}={v}" for k, v in device.items()).replace("driver=", "", 1)]
+        if self.driver == "virtio-scsi-pci":
+            args += ["-device", f"scsi-hd,bus=disk{n}.0,drive=drive{n}"]
+        return args
+
+
+class Guest:
+    """One QEMU process with our guest in it. Kills it when the with block ends."""
+
+    def __init__(self, binary, disks=(), *, vcpus=2, memory=512, label="guest",
+                 log_dir=None, python=None, args=(), image=GUEST, qmp_timeout=30):
+        self.binary, self.disks = pathlib.Path(binary), list(disks)
+        self.vcpus, self.label = vcpus, label
+        self.log_dir = pathlib.Path(log_dir or GUEST / "log").resolve()
+        self.console = self.log_dir / f"{label}.console"
+        self.qemu_log = self.log_dir / f"{label}.log"
+        self.accel = accelerator()
+        self._python, self._image = python, pathlib.Path(image)
+        self._memory, self._args, self._qmp_timeout = memory, list(args), qmp_timeout
+        self._machine = self._job = None
+        self._buffer = b""
+        self._stopping = False
+
+    def arguments(self):
+        """QEMU's arguments, without the ends of the monitor and the job channel."""
+        kernel = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on nokaslr"
+        if self.accel == "kvm":
+            accel = ["-accel", "kvm", "-cpu", "host"]
+        else:
+            accel = ["-accel", "tcg,thread=multi", "-cpu", "max"]
+            kernel += " tsc=reliable no_timer_check"
+        args = ["-machine", MACHINE, *accel, "-smp", str(self.vcpus), "-m", str(self._memory),
+                "-nodefaults", "-no-user-config", "-no-reboot", "-L", str(self._image / "firmware"),
+                "-kernel", str(self._image / "vmlinuz"), "-initrd", str(self._image / "initrd.img"),
+                "-append", kernel, "-serial", f"file:{self.console}",
+                "-device", "virtio-serial-pci,addr=0x4",
+                "-device", "virtserialport,chardev=job,name=job"]
+        for n, disk in enumerate(self.disks):
+            args += disk.arguments(n)
+        return args + self._args
+
+    def start(self):
+        if not os.access(self.binary, os.X_OK) or self.binary.is_dir():
+            raise ToolError(f"no QEMU at {self.binary}; run `make build`")
+        for name in ["vmlinuz", "initrd.img", "firmware/bios-256k.bin", "firmware/linuxboot_dma.bin"]:
+            if not (self._image / name).is_file():
+                raise ToolError(f"no guest image: {self._image / name} is missing; "
+                                f"run tools/guest.py, which makes it")
+        if len(self.disks) > MOST_DISKS:
+            raise ToolError(f"{len(self.disks)} disks: no more than {MOST_DISKS} fit into the guest")
+        for disk in self.disks:
+            if disk.cache_direct:
+                check_direct(disk.path)
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        self.console.unlink(missing_ok=True)
+        cls = machine_class(self._python or qemu_python())
+        self._job, theirs = socket.socketpair()
+        with theirs:
+            theirs.set_inheritable(True)
+            # sock_dir and log_dir: otherwise it makes directories in /var/tmp
+            self._machine = cls(str(self.binary), name=self.label, sock_dir=str(self.log_dir),
+                                log_dir=str(self.log_dir), qmp_timer=self._qmp_timeout,
+                                args=[*self.arguments(), "-chardev",
+                                      f"socket,id=job,fd={theirs.fileno()}"])
+            try:
+                self._machine.launch()
+            except Exception as e:
+                code = self._machine.exitcode()
+                self.kill()
+                if code is None or code == -9:
+                    raise ToolError(f"{self.binary} gave no sign of life within "
+                                    f"{self._qmp_timeout} s; {self._said()}") from e
+                raise ToolError(f"{self.binary} ended at once with {code}; {self._said()}") from e
+            except BaseException:
+                self.kill()
+                raise
+        return self
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, kind, *_):
+        if kind:
+            self.kill()
+        else:
+            self.shutdown()
+
+    # -- the process
+
+    @property
+    def pid(self):
+        return self._machine.get_pid() if self._machine else None
+
+    def qmp(self, command, **arguments):
+        """Run a QMP command (underscores stand for dashes); its answer, or a ToolError."""
+        try:
+            answer = self._machine.qmp(command, **arguments)
+        except Exception as e:
+            raise self._dead(f"QMP {command} failed ({type(e).__name__})") from e
+        if "error" in answer:
+            raise ToolError(f"QMP {command}: {answer['error']['desc']}")
+        return answer["return"]
+
+    def wait_event(self, name, timeout=60, match=None):
+        """The next QMP event of that name; match is a part that its dict must have."""
+        try:
+            return self._machine.event_wait(name, timeout, match)
+        except Exception as e:
+            raise self._dead(f"no QMP event {name} within {timeout} s") from e
+
+    def iothread_tid(self, n=0):
+        """Thread id of disk n's IOThread (of the main loop if it has none)."""
+        if not self.disks[n].iothread:
+            return self.pid
+        return next(t["thread-id"] for t in self.qmp("query-iothreads") if t["id"] == f"iothread{n}")
+
+    def shutdown(self, timeout=30):
+        """End QEMU by QMP; a crash or a hang on the way out is a ToolError."""
+        if not self._machine:
+            return
+        machine, self._machine = self._machine, None
+        try:
+            machine.shutdown(timeout=timeout)
+        except BaseException as e:
+            if machine.is_running():
+                machine.kill()
+            if not isinstance(e, Exception):
+                raise
+        finally:
+            self._job.close()
+        code = machine.exitcode()
+        if code == -9:
+            raise ToolError(f"{self.label}: QEMU did not end within {timeout} s of `quit` "
+                            f"and was killed; {self._said()}")
+        if code:
+            raise ToolError(f"{self.label}: QEMU ended with {code}; {self._said()}")
+
+    def kill(self):
+        """End QEMU whatever state it is in; never fails."""
+        machine, self._machine = self._machine, None
+        if machine:
+            process = machine._popen            # launch() may have failed half way
+            try:
+                machine.kill()
+            except Exception:
+                pass
+            if process and process.poll() is None:
+                process.kill()
+                process.wait()
+        if self._job:
+            self._job.close()
+
+    # -- what went wrong
+
+    @staticmethod
+    def _tail(path, lines=1):
+        try:
+            text = path.read_text(errors="replace").replace("\r", "")
+        except OSError:
+            return []
+        return [s for s in text.split("\n") if s.strip()][-lines:]
+
+    def _said(self):
+        last = self._tail(self.qemu_log)
+        return f"it said: {last[0]} (log: {self.qemu_log})" if last else f"it said nothing (log: {self.qemu_log})"
+
+    def _dead(self, what):
+        """A ToolError that tells whether QEMU lives and what the guest said last."""
+        for line in self._tail(self.console, 8):
+            print(f"  {self.label}: {line}", file=sys.stderr)
+        try:
+            code = self._machine and self._machine._popen.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            code = None
+        state = "QEMU is still running" if code is None else f"QEMU ended with {code}, {self._said()}"
+        return ToolError(f"{self.label}: {what}; {state}; console: {self.console}")
+
+    # -- jobs
+
+    def _receive(self, deadline, what):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise self._dead(f"no answer in time from the guest to {what}")
+        self._job.settimeout(left)
+        try:
+            data = self._job.recv(1 << 16)
+        except socket.timeout:
+            data = None
+        except OSError:
+            data = b""
+        if data == b"":
+            raise self._dead(f"the guest went away during {what}")
+        self._buffer += data or b""
+
+    def _line(self, deadline, what):
+        while b"\n" not in self._buffer:
+            self._receive(deadline, what)
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode(errors="replace")
+
+    def wait_ready(self, timeout=60):
+        """Wait until the guest's init takes jobs; it needs about 4 s under TCG."""
+        deadline = time.monotonic() + timeout
+        while self._line(deadline, "its start") != "ready":
+            pass
+
+    def begin(self, command):
+        """Start a shell script in the guest; finish() has its result. One at a time."""
+        job = secrets.token_hex(8)
+        script = base64.b64encode(command.encode()).decode()
+        try:
+            self._job.settimeout(30)
+            self._job.sendall(f"run {job} {script}\n".encode())
+        except OSError as e:
+            raise self._dead("the guest takes no job") from e
+        return job
+
+    def finish(self, job, timeout=60):
+        """(exit status, output of both streams) of the job that begin() returned."""
+        deadline = time.monotonic() + timeout
+        while True:
+            m = re.fullmatch(r"done ([0-9a-f]{16}) (\d{1,3}) (\d{1,9}) ([0-9a-f]{32})",
+                             self._line(deadline, "a job"))
+            if not m:
+                continue
+            while len(self._buffer) < int(m[3]):
+                self._receive(deadline, "a job")
+            output, self._buffer = self._buffer[:int(m[3])], self._buffer[int(m[3]):]
+            if m[1] != job:
+                continue                # of a job that was given up
+            if hashlib.md5(output).hexdigest() != m[4]:
+                raise self._dead("the guest's answer came damaged")
+            return int(m[2]), output.decode(errors="replace")
+
+    def run(self, command, timeout=60):
+        """Run a shell script in the guest: (exit status, output of both streams)."""
+        return self.finish(self.begin(command), timeout)
+
+    def check(self, command, timeout=60):
+        """Like run(), but a status other than 0 is a ToolError; returns the output."""
+        status, output = self.run(command, timeout)
+        if status:
+            last = (output.strip() or "it said nothing").splitlines()[-1]
+            raise ToolError(f"{self.label}: {command.split()[0]} failed in the guest with {status}: {last}")
+        return output
+
+    def put_file(self, name, text):
+        data = base64.b64encode(text.encode()).decode()
+        self.check(f"echo {data} | base64 -d >{shlex.quote(name)}")
+
+    def disk(self, n=0):
+        """(device node, virtio name) of disk n in the guest, such as /dev/vda, virtio1."""
+        top = f"/sys/bus/pci/devices/0000:00:{FIRST_SLOT + n:02x}.0"
+        out = self.check(f"cd {top}/virtio* && pwd -P && find . -path '*/block/*' -prune -print").split()
+        if len(out) != 2:
+            raise ToolError(f"{self.label}: the guest sees no disk {n} at {top}")
+        return "/dev/" + out[1].rsplit("/", 1)[1], out[0].rsplit("/", 1)[1]
+
+
+if __name__ == "__main__":
+    common.main(build_image)
