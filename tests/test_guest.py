@@ -20,7 +20,7 @@ HANG = "#!/bin/sh\necho $$ >{0}/pid\necho stuck >&2\nexec sleep 600\n"
 EXIT = "#!/bin/sh\necho $$ >{0}/pid\necho 'could not find ROM' >&2\nexit 3\n"
 # A QEMU with a monitor and no guest: answers every QMP command.
 MONITOR = """#!/usr/bin/python3
-import json, os, re, socket, sys
+import json, os, re, socket, sys, time
 open("{0}/pid", "w").write(str(os.getpid()))
 console = next(a[5:] for a in sys.argv if a.startswith("file:"))
 open(console, "w").write("Booting\\r\\nKernel panic - not syncing\\r\\n")
@@ -30,13 +30,14 @@ def say(what):
     sock.sendall(json.dumps(what).encode() + b"\\r\\n")
 version = dict(qemu=dict(major=7, minor=2, micro=0), package="")
 say(dict(QMP=dict(version=version, capabilities=[])))
-for line in sock.makefile("r"):
-    ask = json.loads(line)
+while data := sock.recv(4096):          # one short command at a time, without an end of line
+    ask = json.loads(data)
     say({{"return": {{}}, **{{k: ask[k] for k in ask if k == "id"}}}})
     if ask["execute"] == "quit" and {1}:
         sys.exit(0)
     if ask["execute"] == "stop":
         os.abort()
+time.sleep(600)
 """
 
 
@@ -94,6 +95,8 @@ class Fakes(unittest.TestCase):
                 self.assertRaises(KeyboardInterrupt):
             g.start()
         self.assertIsNone(g.pid)
+        with self.assertRaises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
 
     def test_good_end(self):
         with self.guest(MONITOR) as vm:

@@ -146,7 +146,7 @@ def ccache_counts(log):
 def build_side(stack, side, commit, targets=TARGETS, args=None):
     """Build one commit in build/<stack>/<side>; the build directory."""
     top = common.stack_dir(stack) / side
-    common.need_space(top, 100 if (top / "build/qemu-system-x86_64").is_file() else 1500)
+    common.need_space(top, 100 if (top / "build/qemu-system-x86_64").is_file() else 700)
     env = environment(top)
     src = checkout(stack, side, commit)
     build = top / "build"

@@ -299,6 +299,8 @@ class Guest:
                                       f"socket,id=job,fd={theirs.fileno()}"])
             try:
                 self._machine.launch()
+                # by default the library waits for ever for the answer to a command
+                self._machine._qmp.settimeout(60)
             except Exception as e:
                 code = self._machine.exitcode()
                 self.kill()
@@ -339,7 +341,8 @@ class Guest:
     def wait_event(self, name, timeout=60, match=None):
         """The next QMP event of that name; match is a part that its dict must have."""
         try:
-            return self._machine.event_wait(name, timeout, match)
+            # an int would mean: for ever
+            return self._machine.event_wait(name, float(timeout), match)
         except Exception as e:
             raise self._dead(f"no QMP event {name} within {timeout} s") from e
 

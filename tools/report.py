@@ -155,6 +155,8 @@ def analyse(runs):
                 return [by_role[role][p][m] for p in pairs]
             base, series = pick("base", "series"), pick("series", "base")
             ab = paired(base, series)
+            if not base:        # interrupted early: show what there is
+                base, series = ([v[m] for v in by_role[r].values()] for r in ("base", "series"))
             aa = paired(pick("base", "base2"), pick("base2", "base"))
             rows[m] = {"base": base, "series": series, "ab": ab, "aa": aa,
                        "verdict": verdict(ab, aa, more)}
@@ -257,7 +259,7 @@ def summary(bench, table):
                      ("n/a", "Not decided (zeros, or fewer than two pairs): ")]:
         if found[v]:
             text.append(start + listed(found[v]) + ".")
-    if not found["better"] and not found["worse"]:
+    if found["none"] and not found["better"] and not found["worse"]:
         text.insert(0, f"Nothing is outside of the noise floor: {a} and {b} are not told apart.")
     text.append(f"Of {count} comparisons at 95 %, about one in twenty leaves its interval by chance" +
                 (f"; the A/A run, where nothing differs, did so in {listed(odd)}." if odd else "."))
@@ -315,7 +317,7 @@ def plots(bench, table):
     result.append(("IOPS of each run; lines join the runs of a pair, bars are geometric means.", fig))
 
     fig = Figure(figsize=(9, 1 + 0.5 * len(METRICS)), layout="constrained")
-    axes = fig.subplots(1, len(engines), squeeze=False, sharey=True)[0]
+    axes = fig.subplots(1, len(engines), squeeze=False, sharex=True, sharey=True)[0]
     for ax, engine in zip(axes, engines):
         ax.axvline(1, color="black", lw=0.8)
         for i, m in enumerate(METRICS):
@@ -330,15 +332,16 @@ def plots(bench, table):
                 ax.plot(s["ratio"], i + offset, "o", ms=5, color=color,
                         markerfacecolor=color if filled else "white")
         ax.set_xscale("log")
-        low, high = ax.get_xlim()
+        ax.set(title=f"aio={engine}", yticks=range(len(METRICS)), ylim=(len(METRICS) - .5, -.5),
+               yticklabels=[METRICS[m][0] for m in METRICS])
+        ax.grid(axis="x", lw=0.4)
+    low, high = axes[0].get_xlim()
+    for ax in axes:
         ax.set_xlim(min(low, 1 / 1.3), max(high, 1.3))
         ticks = [t for t in (.01, .02, .05, .1, .2, .5, .8, 1, 1.25, 2, 5, 10, 20, 50, 100)
                  if ax.get_xlim()[0] <= t <= ax.get_xlim()[1]]
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks], rotation=60)
         ax.set_xticks([], minor=True)
-        ax.set(title=f"aio={engine}", yticks=range(len(METRICS)), ylim=(len(METRICS) - .5, -.5),
-               yticklabels=[METRICS[m][0] for m in METRICS])
-        ax.grid(axis="x", lw=0.4)
     result.append((f"Ratios with 95 % intervals (log scale): {b}/{a} in orange, filled where it is "
                    f"outside of the noise floor; the noise floor ({a} against itself) in grey.", fig))
 

@@ -349,7 +349,7 @@ def base(stack):
             return known
     except (OSError, ValueError, TypeError, ToolError):
         pass
-    common.need_space(top, 2000)
+    common.need_space(top, 1000)
     init_repo(repo)
     work = top / "import"
     try:
