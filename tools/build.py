@@ -40,7 +40,7 @@ BLOBS = [f"pc-bios/edk2-{name}.fd.bz2" for name in
 def environment(side_dir):
     """The same for everybody: no CFLAGS, no python or compiler from elsewhere."""
     env = {k: v for k, v in os.environ.items()
-           if k in ("HOME", "TERM", "TMPDIR", "USER") or k.startswith("CCACHE_")}
+           if v and (k in ("HOME", "TERM", "TMPDIR", "USER") or k.startswith("CCACHE_"))}
     env |= {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "NINJA_STATUS": "[%f/%t] ",
             # one side finds what the other has compiled, and so does a clone elsewhere
             "CCACHE_BASEDIR": str(common.BUILD), "CCACHE_NOHASHDIR": "1",
@@ -113,9 +113,9 @@ def ninja(build, targets, env, name):
     log = build.parent / "ninja.log"
     said, last, step = time.monotonic(), "", re.compile(r"^\[(\d+)/(\d+)\] ")
     failed = collections.deque(maxlen=40)
-    with open(log, "w") as out:
-        p = subprocess.Popen(["ninja", *targets], cwd=build, env=env, text=True, errors="replace",
-                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with open(log, "w") as out, \
+            subprocess.Popen(["ninja", *targets], cwd=build, env=env, text=True, errors="replace",
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as p:
         try:
             for line in p.stdout:
                 out.write(line)

@@ -165,7 +165,8 @@ def update_tree(stack):
     state, key = read_state(stack), patches_key(directory, base.commit)
     if state.get("key") == key and head(repo):
         return base, head(repo)
-    if head(repo) and os.environ.get("FORCE") != "1":
+    # unfinished: we were interrupted while overwriting what had been looked at already
+    if head(repo) and os.environ.get("FORCE") != "1" and not state.get("unfinished"):
         work = uncommitted(repo)
         if not work and head(repo) != (state.get("commit") or head(repo, "refs/tags/base")):
             work = "commits that are not exported"
@@ -178,6 +179,7 @@ def update_tree(stack):
         commit = am(work, patches)
     for left in ("rebase-apply", "rebase-merge"):
         shutil.rmtree(repo / ".git" / left, ignore_errors=True)
+    write_state(stack, unfinished=True)
     git(repo, "tag", "-f", "base", base.commit)
     git(repo, "checkout", "-q", "-f", "-B", "series", commit)
     write_state(stack, key=key, commit=commit)
@@ -498,8 +500,8 @@ def sign(repo, base, commit, who):
         env = {"GIT_AUTHOR_NAME": who[0], "GIT_AUTHOR_EMAIL": who[1], "GIT_AUTHOR_DATE": date,
                "GIT_COMMITTER_NAME": who[0], "GIT_COMMITTER_EMAIL": who[1]}
         text = message.strip("\n") + "\n"
-        text = run(["git", "interpret-trailers", "--if-exists=addIfDifferent", "--trailer",
-                    f"Signed-off-by: {who[0]} <{who[1]}>"], input=text, stdin=None)
+        text = git(repo, "interpret-trailers", "--if-exists=addIfDifferent", "--trailer",
+                   f"Signed-off-by: {who[0]} <{who[1]}>", input=text, stdin=None)
         new = git(repo, "commit-tree", tree, "-p", new, env=env, input=text, stdin=None).strip()
     return new
 
@@ -551,13 +553,17 @@ def mail():
     if sink:
         send += [f"--smtp-server={sink[0]}", f"--smtp-server-port={sink[1]}", "--smtp-encryption=none"]
         # nothing that the person has set for a real server
-        env = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+        env = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1",
+               "GIT_AUTHOR_NAME": who[0], "GIT_AUTHOR_EMAIL": who[1],
+               "GIT_COMMITTER_NAME": who[0], "GIT_COMMITTER_EMAIL": who[1]}
     else:
         send.append("--dry-run")
     log = top / "mail.log"
     run([*send, *files], cwd="/", env=env, log=log)
     print(f"{len(files)} mails by {who[0]} <{who[1]}> in {out}; branch mail in {repo}")
-    print(f"To: {', '.join(lists)}\nCc: {', '.join(people)}  (each patch: only those that it concerns)")
+    print(f"To: {', '.join(lists)}\nCc: {', '.join(people)}\n(each patch: only those that it concerns)")
+    print("Your sign-off certifies the origin of each line; QEMU declines AI-generated content. "
+          "Read docs/series-tools.md, Sending, first.")
     if sink:
         print(f"sent to the sink at {sink[0]}:{sink[1]}")
     else:

@@ -70,7 +70,8 @@ def source_stanza(stanza, codename):
     if not suites or fields.get("Enabled", "yes").lower() in ("no", "false", "0", "off"):
         return None
     fields |= {"Types": "deb-src", "Suites": " ".join(suites)}
-    return "".join(f"{k}: {v}\n" for k, v in fields.items())
+    # a key of many lines begins with an empty one
+    return "".join(f"{k}: {v}".replace(": \n", ":\n") + "\n" for k, v in fields.items())
 
 
 def source_lists(etc, codename):

@@ -1,0 +1,140 @@
+"""build.py on a toy tree, with a fake configure and a real ninja."""
+
+import contextlib
+import io
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import unittest
+from unittest import mock
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
+
+import build        # noqa: E402
+import common       # noqa: E402
+import source       # noqa: E402
+from common import ToolError, git  # noqa: E402
+
+CONFIGURE = """#!/bin/sh
+echo "$*" >>../configured
+[ "$1" != bad ] || { echo "ERROR: no such option"; exit 1; }
+cat >build.ninja <<'END'
+rule cp
+  command = cat $in >$out && test -s $in
+build out: cp ../src/a.c
+END
+"""
+
+
+class TestBuild(unittest.TestCase):
+    def setUp(self):
+        self.top = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.top)
+        for p in [mock.patch.multiple(common, ROOT=self.top, BUILD=self.top / "build"),
+                  mock.patch.dict(os.environ, {"FORCE": "", "CCACHE_DIR": ""})]:
+            p.start()
+            self.addCleanup(p.stop)
+        self.stack = common.stack_dir("toy")
+        self.repo, self.src = self.stack / "tree", self.stack / "base/src"
+        source.init_repo(self.repo)
+        self.first = self.commit({"a.c": "one\n", "b.c": "b\n", "configure": CONFIGURE, "pc-bios/README": "x\n",
+                                  "scripts/meson-buildoptions.sh": "\n", "ui/keycodemapdb/meson.build": "\n"})
+        self.said = io.StringIO()
+
+    def commit(self, files):
+        for name, text in files.items():
+            (self.repo / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.repo / name).write_text(text)
+        (self.repo / "configure").chmod(0o755)
+        git(self.repo, "add", "-A")
+        git(self.repo, "commit", "-q", "-m", "x")
+        return git(self.repo, "rev-parse", "HEAD").strip()
+
+    def build(self, commit, args=("good",)):
+        with contextlib.redirect_stderr(self.said):
+            return build.build_side("toy", "base", commit, ["out"], list(args))
+
+    def refuses(self, commit, *texts, args=("good",)):
+        with self.assertRaises(ToolError) as e:
+            self.build(commit, args)
+        for text in texts:
+            self.assertIn(text, str(e.exception))
+
+    def configured(self):
+        return (self.stack / "base/configured").read_text().splitlines()
+
+    def test_builds_and_then_does_nothing(self):
+        out = self.build(self.first) / "out"
+        self.assertEqual(out.read_text(), "one\n")
+        before = out.stat().st_mtime_ns
+        self.build(self.first)
+        self.assertEqual(out.stat().st_mtime_ns, before)
+        self.assertEqual(self.configured(), ["good"])
+
+    def test_only_what_changes_is_new(self):
+        self.build(self.first)
+        before = (self.src / "b.c").stat().st_mtime_ns
+        second = self.commit({"a.c": "two\n"})
+        self.assertEqual((self.build(second) / "out").read_text(), "two\n")
+        self.assertEqual((self.src / "b.c").stat().st_mtime_ns, before)
+        self.assertEqual(self.configured(), ["good"])
+
+    def test_configures_again_when_it_has_to(self):
+        self.build(self.first)
+        self.build(self.first, ["other"])
+        self.build(self.commit({"configure": CONFIGURE + "# more\n"}), ["other"])
+        self.assertEqual(self.configured(), ["good", "other", "other"])
+
+    def test_failed_configure_is_tried_again(self):
+        self.refuses(self.first, "configure failed with 1", args=["bad"])
+        self.refuses(self.first, "configure failed with 1", args=["bad"])
+        self.assertEqual(len(self.configured()), 2)
+
+    def test_failed_compilation(self):
+        self.refuses(self.commit({"a.c": ""}), "ninja failed", "ninja.log")
+
+    def test_placeholders_leave_the_tree_clean(self):
+        self.build(self.first)
+        self.assertTrue((self.src / "pc-bios/edk2-arm-vars.fd.bz2").is_file())
+        self.assertEqual(git(self.src, "status", "--porcelain"), "")
+
+    def test_changes_in_the_source_are_not_lost(self):
+        self.build(self.first)
+        (self.src / "a.c").write_text("mine\n")
+        self.refuses(self.first, "has changes of its own")
+        self.assertEqual((self.src / "a.c").read_text(), "mine\n")
+        os.environ["FORCE"] = "1"
+        self.assertEqual((self.build(self.first) / "out").read_text(), "one\n")
+
+    def test_repository_that_is_new(self):
+        self.build(self.first)
+        shutil.rmtree(self.repo)
+        source.init_repo(self.repo)
+        again = self.commit({"a.c": "new\n", "configure": CONFIGURE, "pc-bios/README": "x\n",
+                             "scripts/meson-buildoptions.sh": "\n", "ui/keycodemapdb/meson.build": "\n"})
+        self.assertEqual((self.build(again) / "out").read_text(), "new\n")
+
+    def test_submodule_missing(self):
+        git(self.repo, "rm", "-q", "-r", "ui")
+        self.refuses(self.commit({}), "git submodule update --init ui/keycodemapdb")
+
+    def test_full_disk(self):
+        with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=5 << 20)):
+            self.refuses(self.first, "5 MiB free")
+
+    def test_compiler_and_flags_of_the_person_do_not_count(self):
+        with mock.patch.dict(os.environ, {"CFLAGS": "-O0", "CC": "clang", "CCACHE_DIR": "/elsewhere"}):
+            env = build.environment(self.top)
+        self.assertEqual((env.get("CFLAGS"), env.get("CC"), env["PATH"]), (None, None, "/usr/bin:/bin"))
+        self.assertEqual(env["CCACHE_DIR"], "/elsewhere")
+
+    def test_ccache_counts(self):
+        log = self.top / "log"
+        log.write_text("# a.c\ndirect_cache_miss\ncache_miss\n# b.c\ndirect_cache_hit\n# c.c\npreprocessed_cache_hit\n")
+        self.assertEqual(build.ccache_counts(log), (2, 1))
+
+
+if __name__ == "__main__":
+    unittest.main()
