@@ -28,6 +28,10 @@ bench: install        ## fio in a guest, base and series side by side
 	@$(PYTHON) tools/build.py
 	@$(PYTHON) tools/bench.py
 
+stress: install       ## stop/cont under load: is a notification lost?
+	@$(PYTHON) tools/build.py
+	@$(PYTHON) tools/stress.py
+
 check: install        ## all the tests
 	@$(PYTHON) tools/check.py
 
@@ -37,4 +41,4 @@ clean:                ## remove build/ (downloads and results included)
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
 
-.PHONY: all install tree export series-check mail build bench check clean help
+.PHONY: all install tree export series-check mail build bench stress check clean help

@@ -48,7 +48,7 @@ BASE = {
     "scripts/checkpatch.pl": CHECKPATCH,
     "scripts/get_maintainer.pl": GET_MAINTAINER,
     "scripts/git.orderfile": "*.h\n*.c\n",
-    "util/one.c": "".join(f"line {n}\n" for n in range(40)),
+    "util/one.c": "".join(f"line {n}\n" for n in range(40)) + "\n",
     "block/two.c": "".join(f"int two{n};\n" for n in range(40)),
 }
 SINK = '''
@@ -102,7 +102,7 @@ class Toy(unittest.TestCase):
                     contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 series.tree()
                 cls.add(top / "tree", "util/one: first thing", {"util/one.c": BASE["util/one.c"] + "end\n"})
-                cls.add(top / "tree", "util/zwölf: [second] thing", {"util/new.c": "int new;\n", "util/new.h": "\n"})
+                cls.add(top / "tree", "[second] util/zwölf: thing", {"util/new.c": "int new;\n", "util/new.h": "\n"})
                 cls.add(top / "tree", "block/two: third thing",
                         {"block/two.c": BASE["block/two.c"].replace("two30;", "three;")})
                 series.export()
@@ -173,11 +173,21 @@ class TestExport(Toy):
     def test_configuration_of_the_person_changes_nothing(self):
         before = self.patches()
         (self.top / ".gitconfig").write_text(
-            "[format]\nsignature=x\nthread=true\n[diff]\nnoprefix=true\nalgorithm=patience\n[core]\nautocrlf=true\n")
+            "[format]\nsignature=x\nthread=true\n[diff]\nnoprefix=true\nalgorithm=patience\n[core]\nautocrlf=true\n"
+            f"hooksPath={self.top}/hooks\n[diff]\norderFile={self.top}/nowhere\n")
         git(self.repo, "config", "diff.noprefix", "true")
         git(self.repo, "config", "format.signature", "x")
         git(self.repo, "config", "format.useAutoBase", "true")
         git(self.repo, "config", "diff.context", "9")
+        git(self.repo, "config", "diff.suppressBlankEmpty", "true")
+        for hooks in (self.top / "hooks", self.repo / ".git/hooks"):
+            write(hooks, {"pre-applypatch": "#!/bin/sh\nexit 1\n"})
+            (hooks / "pre-applypatch").chmod(0o755)
+        self.run_tool(series.export)
+        git(self.repo, "reset", "-q", "--hard", "base")
+        os.environ["FORCE"] = "1"
+        (common.stack_dir("toy") / "series.json").unlink()
+        self.run_tool(series.tree)
         self.run_tool(series.export)
         self.assertEqual(before, self.patches())
 
@@ -191,6 +201,8 @@ class TestExport(Toy):
             with series.worktree(self.repo, self.top / "work", "base") as work:
                 heads.add(series.am(work, series.patch_files(self.dir)))
         self.assertEqual(len(heads), 1)
+        dates = git(self.repo, "log", "--format=%at %ct", heads.pop(), "^base").split()
+        self.assertEqual(dates[::2], dates[1::2])
 
     def test_cover_letter_keeps_what_is_written(self):
         self.add(self.repo, "util/one: fourth", {"util/one.c": "short\n"})
@@ -327,10 +339,18 @@ class TestTree(Toy):
         self.change(3, " int two28;", " int two99;")        # context only
         self.refuses(series.tree, "does not apply")
 
+    def test_no_3way_merge(self):
+        text = BASE["block/two.c"]
+        self.add(self.repo, "block/two: fourth", {"block/two.c": (text := text.replace("two30;", "x;").replace("two10;", "x;"))})
+        self.add(self.repo, "block/two: fifth", {"block/two.c": text.replace("two13;", "y;")})
+        self.run_tool(series.export)
+        next(self.dir.glob("0004-*")).unlink()
+        self.refuses(series.tree, "0005-block-two-fifth.patch does not apply")
+
     def test_patch_that_is_no_mail(self):
         path, = self.dir.glob("0002-*")
         path.write_text("nothing\n")
-        self.refuses(series.tree, "0002-util-zw-lf-second-thing.patch" if "zw-lf" in path.name else path.name)
+        self.refuses(series.tree, path.name)
 
     def test_bad_stack(self):
         for name in ("v9.9", "../toy"):

@@ -131,7 +131,7 @@ class TestBase(unittest.TestCase):
         out = self.fake / version
         work = self.top / "work"
         orig = {"VERSION": f"{release}.0\n", "configure": "#!/bin/sh\n", "a.c": "".join(f"{n}\n" for n in range(20)),
-                ".gitignore": "*.o\n", "ignored.o": "x\n"}
+                ".gitignore": "*.o\n", "ignored.o": "x\n", "crlf.c": "x\r\n"}
         write(work / "qemu-7.2.0", orig)
         (work / "qemu-7.2.0/configure").chmod(0o755)
         patches = {"series": "# all\n"}
@@ -180,11 +180,11 @@ class TestBase(unittest.TestCase):
     def test_same_commit_whatever_the_person_has_set(self):
         first = self.base()
         shutil.rmtree(common.stack_dir("v7.2"))
-        write(self.top, {".gitconfig": "[core]\nautocrlf=true\nexcludesFile=~/ex\n[user]\nname=x\nemail=y@z\n", "ex": "*.c\n",
+        write(self.top, {".gitconfig": "[core]\nautocrlf=true\nhooksPath=/\nexcludesFile=~/ex\n[user]\nname=x\nemail=y@z\n", "ex": "*.c\n",
                          ".config/git/attributes": "*.c text eol=crlf\n", ".config/git/ignore": "*\n"})
         old = os.umask(0o077)
         try:
-            with mock.patch.dict(os.environ, {"HOME": str(self.top), "GIT_AUTHOR_NAME": "x", "TZ": "Asia/Tokyo"}):
+            with mock.patch.dict(os.environ, {"HOME": str(self.top), "XDG_CONFIG_HOME": "", "GIT_AUTHOR_NAME": "x", "TZ": "Asia/Tokyo"}):
                 again = self.base()
         finally:
             os.umask(old)

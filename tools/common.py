@@ -71,10 +71,11 @@ def run(cmd, log=None, **kw):
 # must not change what a patch looks like, so none of it is read.
 GIT_ENV = {
     "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1",
-    # these two have a default below the home directory that is read all the same
-    "GIT_CONFIG_COUNT": "2",
+    # the first two have a default below the home directory that is read all the same
+    "GIT_CONFIG_COUNT": "3",
     "GIT_CONFIG_KEY_0": "core.attributesFile", "GIT_CONFIG_VALUE_0": os.devnull,
     "GIT_CONFIG_KEY_1": "core.excludesFile", "GIT_CONFIG_VALUE_1": os.devnull,
+    "GIT_CONFIG_KEY_2": "core.hooksPath", "GIT_CONFIG_VALUE_2": os.devnull,
     "GIT_AUTHOR_NAME": IDENTITY[0], "GIT_AUTHOR_EMAIL": IDENTITY[1],
     "GIT_COMMITTER_NAME": IDENTITY[0], "GIT_COMMITTER_EMAIL": IDENTITY[1],
     "LC_ALL": "C.UTF-8", "TZ": "UTC",

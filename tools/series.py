@@ -226,6 +226,7 @@ def format_patches(repo, out, cover, base="base", commit="series", env=None):
     order = ["-Oscripts/git.orderfile"] if (repo / "scripts/git.orderfile").is_file() else []
     # all that configuration could change is said here
     git(repo, "-c", f"branch.tool/format.description={cover}",
+        "-c", "diff.suppressBlankEmpty=false", "-c", "diff.interHunkContext=0",
         "format-patch", "-q", "-o", str(out), "--cover-letter", "--cover-from-description=subject",
         "--zero-commit", "--full-index", "--no-signature", "--no-base", "--no-attach", "--no-thread",
         "--no-notes", "--no-to", "--no-cc", "--no-add-header", "--numbered", "--subject-prefix=PATCH",
@@ -447,12 +448,16 @@ def report_checks(checks):
     return ok
 
 
+def stack_checks(stack, base):
+    top = common.stack_dir(stack)
+    return run_checks(common.patch_dir(stack), top / "tree", base.commit, top / "check",
+                      source.read_pin(stack).get("series_tree", "") if base.pinned else None, base.debian)
+
+
 def check():
     stack = common.stack_name()
     base, top = source.base(stack), common.stack_dir(stack)
-    ok = report_checks(run_checks(
-        common.patch_dir(stack), top / "tree", base.commit, top / "check",
-        source.read_pin(stack).get("series_tree", "") if base.pinned else None, base.debian))
+    ok = report_checks(stack_checks(stack, base))
     if not base.pinned:
         print("----  tree hash: not compared, as this is not the pinned base")
     if not base.debian:
