@@ -35,10 +35,7 @@ stress: install       ## stop/cont under load: is a notification lost?
 check: install        ## all the tests
 	@$(PYTHON) tools/check.py
 
-clean:                ## remove build/ (downloads and results included)
-	rm -rf build
-
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
 
-.PHONY: all install tree export series-check mail build bench stress check clean help
+.PHONY: all install tree export series-check mail build bench stress check help

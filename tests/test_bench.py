@@ -35,7 +35,7 @@ class Parameters(unittest.TestCase):
         p = bench.parameters({})
         self.assertEqual(p.aio, ["native", "io_uring", "threads"])
         self.assertEqual((p.iodepth, p.rw, p.bs, p.event_idx, p.disk), (64, "randread", "4k", True, ""))
-        self.assertEqual(p.queues, p.vcpus)
+        self.assertEqual(p.queues, 1)
         self.assertTrue(p.read_only)
 
     def test_empty_is_default(self):
@@ -46,9 +46,9 @@ class Parameters(unittest.TestCase):
 
     def test_good_values(self):
         p = bench.parameters({"AIO": "threads,native", "EVENT_IDX": "off", "VCPUS": "4", "BS": "64K",
-                              "RW": "randrw", "RUNTIME": "0.5", "QUEUES": "1"})
+                              "RW": "randrw", "RUNTIME": "0.5", "QUEUES": "3"})
         self.assertEqual((p.aio, p.event_idx, p.vcpus, p.queues, p.runtime),
-                         (["threads", "native"], False, 4, 1, 0.5))
+                         (["threads", "native"], False, 4, 3, 0.5))
         self.assertTrue(p.writes)
         self.assertFalse(p.read_only)       # our own file
 
