@@ -25,11 +25,9 @@ build: install        ## build QEMU without and with the series
 	@$(PYTHON) tools/build.py
 
 bench: install        ## fio in a guest, base and series side by side
-	@$(PYTHON) tools/build.py
 	@$(PYTHON) tools/bench.py
 
 stress: install       ## stop/cont under load: is a notification lost?
-	@$(PYTHON) tools/build.py
 	@$(PYTHON) tools/stress.py
 
 check: install        ## all the tests

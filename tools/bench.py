@@ -20,9 +20,11 @@ import re
 import stat
 import time
 
+import build
 import common
 import guest
 import report
+import series
 from common import ToolError
 
 ENGINES = ["native", "io_uring", "threads"]
@@ -366,5 +368,15 @@ def bench(env=os.environ, run=run_process):
         raise stopped
 
 
+def main():
+    p = parameters(os.environ)          # nonsense shall not wait until QEMU is built
+    stack = common.stack_name()
+    if p.qemu_a:
+        series.update_tree(stack)       # for QEMU's python library
+    else:
+        build.main()
+    bench()
+
+
 if __name__ == "__main__":
-    common.main(bench)
+    common.main(main)

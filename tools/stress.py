@@ -13,6 +13,7 @@ QEMU= (a binary other than the series').
 import os
 import time
 
+import build
 import common
 import guest
 import series
@@ -86,8 +87,12 @@ def main():
     if not rounds.isdigit() or int(rounds) == 0:
         raise ToolError(f"ROUNDS={rounds}: a number from 1")
     engines, drivers = words("AIO", AIO), words("DRIVER", DRIVERS)
-    binary = os.environ.get("QEMU") or common.stack_dir(stack) / "series/build/qemu-system-x86_64"
-    series.update_tree(stack)       # QEMU's python library
+    binary = os.environ.get("QEMU")
+    if binary:
+        series.update_tree(stack)       # for QEMU's python library
+    else:
+        build.main()
+        binary = common.stack_dir(stack) / "series/build/qemu-system-x86_64"
     guest.build_image()
     bad = 0
     for driver in drivers:
