@@ -58,7 +58,7 @@ class Parameters(unittest.TestCase):
                 ("IODEPTH", "6.5"), ("NUMJOBS", "-1"), ("NUMJOBS", "1000"), ("RW", "sideways"),
                 ("BS", "4kk"), ("BS", "100"), ("BS", "0"), ("BS", "1g"), ("PAIRS", "0"), ("PAIRS", "x"),
                 ("RUNTIME", "0"), ("RUNTIME", "nan"), ("RUNTIME", "inf"), ("RUNTIME", "5s"),
-                ("EVENT_IDX", "maybe"), ("QUEUES", "0"), ("VCPUS", "0"), ("SEED", "abc"), ("SEED", "-1"),
+                ("EVENT_IDX", "maybe"), ("QUEUES", "0"), ("QUEUES", "3"), ("VCPUS", "0"), ("SEED", "abc"), ("SEED", "-1"),
                 ("WRITE_OK", "please"), ("DISK", "/nonexistent/disk"), ("DISK", "/dev/null"),
                 ("DISK", "/"), ("FIO_JOB", "/nonexistent/job"), ("QEMU_A", "/bin/true"),
                 ("QEMU_B", "/bin/true")]:

@@ -97,6 +97,9 @@ def parameters(env):
     if not m or size % 512 or size > 16 << 20:
         raise ToolError(f"BS={bs}: give a multiple of 512 bytes up to 16m, such as 4k")
     vcpus = number("VCPUS", 2, 1, 64)
+    queues = number("QUEUES", 1, 1, 1024)
+    if queues > vcpus:
+        raise ToolError(f"QUEUES={queues}: a Linux guest uses no more queues than it has CPUs; give VCPUS={queues} too")
     qemu_a, qemu_b = env.get("QEMU_A") or "", env.get("QEMU_B") or ""
     if bool(qemu_a) != bool(qemu_b):
         raise ToolError("QEMU_A= and QEMU_B= go together: give both binaries or none")
@@ -106,7 +109,7 @@ def parameters(env):
         numjobs=number("NUMJOBS", 1, 1, 64),
         pairs=number("PAIRS", 6, 1, 1000),
         runtime=number("RUNTIME", 2, 0.5, 3600, float),
-        queues=number("QUEUES", 1, 1, 1024),
+        queues=queues,
         event_idx=switch("EVENT_IDX", "on"),
         seed=number("SEED", random.SystemRandom().randrange(1 << 31), 0, (1 << 63) - 1),
         disk=env.get("DISK") or "",

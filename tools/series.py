@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -561,10 +562,8 @@ def mail():
         env = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1",
                "GIT_AUTHOR_NAME": who[0], "GIT_AUTHOR_EMAIL": who[1],
                "GIT_COMMITTER_NAME": who[0], "GIT_COMMITTER_EMAIL": who[1]}
-    else:
-        send.append("--dry-run")
     log = top / "mail.log"
-    run([*send, *files], cwd="/", env=env, log=log)
+    run([*send, *([] if sink else ["--dry-run"]), *files], cwd="/", env=env, log=log)
     print(f"{len(files)} mails by {who[0]} <{who[1]}> in {out}; branch mail in {repo}")
     print(f"To: {', '.join(lists)}\nCc: {', '.join(people)}\n(each patch: only those that it concerns)")
     print("Your sign-off certifies the origin of each line; QEMU declines AI-generated content. "
@@ -573,7 +572,7 @@ def mail():
         print(f"sent to the sink at {sink[0]}:{sink[1]}")
     else:
         print(f"git send-email --dry-run is content ({log}). Nothing was sent. To send them:\n"
-              f"    git send-email --suppress-cc=self {out}/*.patch")
+              f"    {shlex.join(s for s in send if s != '--confirm=never')} {out}/*.patch")
 
 
 def main():
