@@ -225,11 +225,11 @@ def check_iotests(results, stack):
         runner = ["/usr/bin/python3", "check", *args, "-g", "quick"]
         cwd = directory / "tests/qemu-iotests"
         listing = subprocess.run([*runner, "-n"], cwd=cwd, text=True, stdout=subprocess.PIPE).stdout.split()
-        tests = [t for t in listing if t not in IOTESTS_OUT]
+        tests = [t.removeprefix("tests/") for t in listing if t not in IOTESTS_OUT]
         command(["/usr/bin/python3", "check", *args, *tests], log, 900, cwd=cwd,
                 env={**build.environment(directory.parent), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
         text = log.read_text(errors="replace")
-        found = dict(re.findall(r"^(\S+)\s+\.\.\..*\s(pass|fail|not run)\s", text, re.M))
+        found = dict(re.findall(r"^(\S+)\s+(pass|fail|not run)\s+\[", text, re.M))
         ran = [t for t in tests if found.get(t) in ("pass", "fail")]
         for t in ran:
             results.add(f"{name} {t}", None if found[t] == "pass" else f"see {log}")
