@@ -32,9 +32,9 @@ UNIT_TESTS = ["test-aio", "test-aio-multithread", "test-bdrv-drain", "test-bdrv-
               "test-coroutine", "test-defer-call", "test-fdmon-epoll", "test-image-locking",
               "test-thread-pool", "test-throttle", "test-write-threshold"]
 QTEST_DEVICES = ["virtio-blk-pci", "virtio-scsi-pci"]
-# What machine type "pc" loads at its start, although a qtest never runs it.
-QTEST_FIRMWARE = ["/usr/share/seabios/bios-256k.bin", "/usr/share/seabios/vgabios-stdvga.bin",
-                  "/usr/lib/ipxe/qemu/efi-e1000.rom"]
+# What machine type "pc" loads at its start in QEMU's own tests.
+FIRMWARE = ["/usr/share/seabios/bios-256k.bin", "/usr/share/seabios/vgabios-stdvga.bin",
+            "/usr/lib/ipxe/qemu/efi-e1000.rom", guest.GUEST / "firmware/kvmvapic.bin"]
 # (arguments of QEMU's iotests runner, tests to leave out with the reason)
 IOTESTS = [["-raw"], ["-raw", "-i", "native", "-c", "none"], ["-raw", "-i", "io_uring", "-c", "none"]]
 IOTESTS_OUT = {"307": "fails on the base too: QMP's python library loses a race when QEMU quits"}
@@ -193,13 +193,19 @@ def check_sanitizers(results, stack):
         results.add("sanitizers exit status", f"{status}, see {log}")
 
 
+def put_firmware(directory):
+    """Where a QEMU that is run from its build directory looks for it."""
+    guest.build_image()
+    data = directory / "qemu-bundle/usr/local/share/qemu"
+    data.mkdir(parents=True, exist_ok=True)
+    for f in FIRMWARE:
+        shutil.copy(f, data)
+
+
 def check_qtest(results, stack):
     """QEMU's own virtio-blk and virtio-scsi tests through libqos."""
     directory = built(stack, ["tests/qtest/qos-test"])
-    data = directory / "qemu-bundle/usr/local/share/qemu"
-    data.mkdir(parents=True, exist_ok=True)
-    for f in QTEST_FIRMWARE:
-        shutil.copy(f, data)
+    put_firmware(directory)
     env = {**build.environment(directory.parent), "QTEST_QEMU_BINARY": "./qemu-system-x86_64",
            "QTEST_QEMU_IMG": "./qemu-img", "G_TEST_DBUS_DAEMON": "/bin/false",
            "QTEST_QEMU_STORAGE_DAEMON_BINARY": "./storage-daemon/qemu-storage-daemon"}
@@ -219,6 +225,7 @@ def check_qtest(results, stack):
 def check_iotests(results, stack):
     """QEMU's quick iotests for raw images, with each aio engine."""
     directory = built(stack)
+    put_firmware(directory)
     for args in IOTESTS:
         name = "iotests " + " ".join(args)
         log = LOGS / (name.replace(" ", "") + ".log")
