@@ -439,8 +439,23 @@ class Guest:
     def wait_ready(self, timeout=60):
         """Wait until the guest's init takes jobs; it needs about 4 s under TCG."""
         deadline = time.monotonic() + timeout
-        while self._line(deadline, "its start") != "ready":
-            pass
+        try:
+            while self._line(deadline, "its start") != "ready":
+                pass
+        except ToolError:
+            self._examine()
+            raise
+
+    def _examine(self):
+        """Keep what QEMU's monitor says of a guest that does not boot; never fails."""
+        with open(self.log_dir / f"{self.label}.hang", "w") as out:
+            for command in ["info status", "info registers -a", "info pic", "info lapic", "info blockstats",
+                            "info iothreads"]:
+                try:
+                    said = self._machine.qmp("human-monitor-command", command_line=command)
+                except Exception as e:
+                    said = {"return": f"no answer ({type(e).__name__})"}
+                print(f"== {command}\n{said.get('return', said)}", file=out)
 
     def begin(self, command):
         """Start a shell script in the guest; finish() has its result. One at a time."""
