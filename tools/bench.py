@@ -27,7 +27,6 @@ import report
 import series
 from common import ToolError
 
-ENGINES = ["native", "io_uring", "threads"]
 RW = ["read", "write", "randread", "randwrite", "rw", "readwrite", "randrw",
       "trim", "randtrim", "trimwrite"]
 ROLES = ["base", "base2", "series"]
@@ -84,10 +83,10 @@ def parameters(env):
             raise ToolError(f"{name}={text}: give on or off")
         return text.lower() in ("on", "1")
 
-    aio = re.split(r"[ ,]+", (env.get("AIO") or " ".join(ENGINES)).strip())
+    aio = re.split(r"[ ,]+", (env.get("AIO") or " ".join(guest.AIO)).strip())
     for engine in aio:
-        if engine not in ENGINES or aio.count(engine) > 1:
-            raise ToolError(f"AIO={env['AIO']}: give one or more of {' '.join(ENGINES)}, each once")
+        if engine not in guest.AIO or aio.count(engine) > 1:
+            raise ToolError(f"AIO={env['AIO']}: give one or more of {' '.join(guest.AIO)}, each once")
     rw = env.get("RW") or "randread"
     if rw not in RW:
         raise ToolError(f"RW={rw}: fio's kinds are {' '.join(RW)}")

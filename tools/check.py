@@ -31,15 +31,13 @@ UNIT_TESTS = ["test-aio", "test-aio-multithread", "test-bdrv-drain", "test-bdrv-
               "test-block-backend", "test-block-iothread", "test-blockjob", "test-blockjob-txn",
               "test-coroutine", "test-defer-call", "test-fdmon-epoll", "test-image-locking",
               "test-thread-pool", "test-throttle", "test-write-threshold"]
-QTEST_DEVICES = ["virtio-blk-pci", "virtio-scsi-pci"]
 # What machine type "pc" loads at its start in QEMU's own tests.
 FIRMWARE = ["/usr/share/seabios/bios-256k.bin", "/usr/share/seabios/vgabios-stdvga.bin",
             "/usr/lib/ipxe/qemu/efi-e1000.rom", guest.GUEST / "firmware/kvmvapic.bin"]
-# (arguments of QEMU's iotests runner, tests to leave out with the reason)
+# Arguments of QEMU's iotests runner; tests to leave out, with the reason; how many have to run.
 IOTESTS = [["-raw"], ["-raw", "-i", "native", "-c", "none"], ["-raw", "-i", "io_uring", "-c", "none"]]
 IOTESTS_OUT = {"307": "fails on the base too: QMP's python library loses a race when QEMU quits"}
 IOTESTS_LEAST = 50
-AIO = ["native", "io_uring", "threads"]
 
 
 class Results:
@@ -63,7 +61,6 @@ class Results:
         except ToolError as e:
             problem = str(e)
         self.add(name, problem, time.monotonic() - start)
-        return not problem
 
     def tap(self, prefix, log, wanted=()):
         """Count the lines of a TAP log; what was wanted and is not there has failed."""
@@ -211,7 +208,7 @@ def check_qtest(results, stack):
            "QTEST_QEMU_STORAGE_DAEMON_BINARY": "./storage-daemon/qemu-storage-daemon"}
     listing = subprocess.run(["tests/qtest/qos-test", "-l"], cwd=directory, env=env, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.split()
-    for device in QTEST_DEVICES:
+    for device in guest.DRIVERS:
         paths = [p for p in listing if p.startswith("/") and f"/{device}/" in p]
         log = LOGS / f"qtest-{device}.log"
         if not paths:
@@ -269,7 +266,7 @@ def smoke_disks(directory, aio):
     """virtio-blk and virtio-scsi, EVENT_IDX on and off, 1 and 4 queues."""
     directory.mkdir(parents=True, exist_ok=True)
     disks = []
-    for driver in ["virtio-blk-pci", "virtio-scsi-pci"]:
+    for driver in guest.DRIVERS:
         for event_idx in [True, False]:
             for queues in [1, 4]:
                 path = directory / f"disk{len(disks)}.raw"
@@ -300,7 +297,7 @@ def check_guest(results, stack):
     """In a guest: write and verify, and notice a block that is not what was written."""
     guest.build_image()
     binary = built(stack) / "qemu-system-x86_64"
-    for aio in AIO:
+    for aio in guest.AIO:
         directory = common.BUILD / "check/disks"
         disks = smoke_disks(directory, aio)
 
@@ -336,7 +333,7 @@ def check_stress(results, stack):
     """Stop and continue loaded guests: no notification may be lost."""
     guest.build_image()
     binary = built(stack) / "qemu-system-x86_64"
-    for driver in stress.DRIVERS:   # the other engines cannot lose one, see docs/tests.md
+    for driver in guest.DRIVERS:   # the other engines lost none, see docs/tests.md
         results.do(f"stress {driver} threads: {STRESS_ROUNDS} rounds of stop and cont",
                    stress.stress, binary, "threads", driver, STRESS_ROUNDS)
 

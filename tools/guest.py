@@ -34,6 +34,8 @@ KERNEL = "linux-image-cloud-amd64"
 # QEMU's source package in Debian comes without firmware blobs.
 FIRMWARE = {"seabios": ["bios-256k.bin"],
             "qemu-system-data": ["linuxboot_dma.bin", "kvmvapic.bin"]}
+AIO = ["native", "io_uring", "threads"]
+DRIVERS = ["virtio-blk-pci", "virtio-scsi-pci"]
 # One machine type whatever the binary, so that two of them can be compared.
 MACHINE = "pc-i440fx-7.2"
 FIRST_SLOT = 8          # PCI slot of the first disk; lower ones are the board's

@@ -19,8 +19,6 @@ import guest
 import series
 from common import ToolError, progress
 
-AIO = ["native", "io_uring", "threads"]
-DRIVERS = ["virtio-blk-pci", "virtio-scsi-pci"]
 LOGS = common.BUILD / "stress"
 DISK_MIB = 64
 PATIENCE = 30           # seconds without progress that count as a hang
@@ -87,7 +85,7 @@ def main():
     rounds = os.environ.get("ROUNDS") or "2000"
     if not rounds.isdigit() or int(rounds) == 0:
         raise ToolError(f"ROUNDS={rounds}: a number from 1")
-    engines, drivers = words("AIO", AIO), words("DRIVER", DRIVERS)
+    engines, drivers = words("AIO", guest.AIO), words("DRIVER", guest.DRIVERS)
     binary = os.environ.get("QEMU")
     if binary:
         series.update_tree(stack)       # for QEMU's python library
