@@ -27,8 +27,14 @@ build: install        ## build QEMU without and with the series
 bench: install        ## fio in a guest, base and series side by side
 	@$(PYTHON) tools/bench.py
 
+bench-ring: install   ## load generator instead of a guest, base and series side by side
+	@$(PYTHON) tools/ring.py
+
 stress: install       ## stop/cont under load: is a notification lost?
 	@$(PYTHON) tools/stress.py
+
+soak: install         ## fio verifies while the host stops, drains, unplugs, resets, migrates
+	@$(PYTHON) tools/soak.py
 
 check: install        ## all the tests
 	@$(PYTHON) tools/check.py
@@ -36,4 +42,4 @@ check: install        ## all the tests
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
 
-.PHONY: all install tree export series-check mail build bench stress check help
+.PHONY: all install tree export series-check mail build bench bench-ring stress soak check help

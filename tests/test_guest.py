@@ -22,7 +22,7 @@ EXIT = "#!/bin/sh\necho $$ >{0}/pid\necho 'could not find ROM' >&2\nexit 3\n"
 MONITOR = """#!/usr/bin/python3
 import json, os, re, socket, sys, time
 open("{0}/pid", "w").write(str(os.getpid()))
-console = next(a[5:] for a in sys.argv if a.startswith("file:"))
+console = re.search("id=console,path=([^,]+),", " ".join(sys.argv))[1]
 open(console, "w").write("Booting\\r\\nKernel panic - not syncing\\r\\n")
 fd = int(re.search(r"id=mon,fd=([0-9]+)", " ".join(sys.argv))[1])
 sock = socket.socket(fileno=fd)

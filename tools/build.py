@@ -19,6 +19,8 @@ import common
 import series
 from common import ToolError, git, progress, run
 
+# Lets tests delay the end of sections and switch the barrier off; no part of the series.
+HOOKS = common.ROOT / "tests/hooks.patch"
 TARGETS = ["qemu-system-x86_64", "qemu-img", "qemu-io", "qemu-nbd",
            "storage-daemon/qemu-storage-daemon"]
 
@@ -160,6 +162,21 @@ def build_side(stack, side, commit, targets=TARGETS, args=None):
         progress(f"built {side} {last} in {time.monotonic() - start:.0f} s; "
                  f"ccache had {hits} of {hits + misses} files")
     return build
+
+
+def hooked(stack, commit):
+    """That commit with tests/hooks.patch on top, which is for tests only."""
+    repo, index = common.stack_dir(stack) / "tree", common.stack_dir(stack) / "hooks-index"
+    env = {"GIT_INDEX_FILE": str(index), "GIT_AUTHOR_DATE": "2000-01-01T00:00Z",
+           "GIT_COMMITTER_DATE": "2000-01-01T00:00Z"}
+    index.unlink(missing_ok=True)
+    try:
+        git(repo, "read-tree", commit, env=env)
+        git(repo, "apply", "--cached", str(HOOKS), env=env)
+        tree = git(repo, "write-tree", env=env).strip()
+        return git(repo, "commit-tree", tree, "-p", commit, "-m", "hooks for tests", env=env).strip()
+    finally:
+        index.unlink(missing_ok=True)
 
 
 def main():

@@ -2,9 +2,10 @@
 """make check: every test of the project, a line each, and a count at the end.
 
 ONLY= names the parts to run (default: all): tools series patches unit
-sanitizers qtest iotests guest stress.
+sanitizers tsan qtest iotests faults guest stress soak.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -18,9 +19,11 @@ import traceback
 
 import build
 import common
+import faults
 import guest
 import series
 import source
+import soak
 import stress
 from common import ToolError, git, progress
 
@@ -34,10 +37,15 @@ UNIT_TESTS = ["test-aio", "test-aio-multithread", "test-bdrv-drain", "test-bdrv-
 # What machine type "pc" loads at its start in QEMU's own tests.
 FIRMWARE = ["/usr/share/seabios/bios-256k.bin", "/usr/share/seabios/vgabios-stdvga.bin",
             "/usr/lib/ipxe/qemu/efi-e1000.rom", guest.GUEST / "firmware/kvmvapic.bin"]
-# Arguments of QEMU's iotests runner; tests to leave out, with the reason; how many have to run.
-IOTESTS = [["-raw"], ["-raw", "-i", "native", "-c", "none"], ["-raw", "-i", "io_uring", "-c", "none"]]
+NOTIFY_TEST = "tests/qtest/virtio-notify-test"      # the series' own
+# Arguments of QEMU's iotests runner, which tests (a group, or words that their source
+# has), and how many have to run; tests to leave out, with the reason.
+TOUCHED = "iothread|throttl|mirror|commit|blkdebug"     # nested event loops and drains
+IOTESTS = [(["-raw"], "quick", 50), (["-raw", "-i", "native", "-c", "none"], "quick", 50),
+           (["-raw", "-i", "io_uring", "-c", "none"], "quick", 50),
+           (["-raw"], TOUCHED, 25), (["-qcow2"], TOUCHED, 65)]
+WIDE = []
 IOTESTS_OUT = {"307": "fails on the base too: QMP's python library loses a race when QEMU quits"}
-IOTESTS_LEAST = 50
 
 
 class Results:
@@ -177,17 +185,68 @@ def check_unit(results, stack):
         results.add(f"unit {name}", problem)
 
 
-def check_sanitizers(results, stack):
-    """The new unit test with ASan, UBSan, LSan and the checks of a debug build."""
-    _, tip = series.update_tree(stack)
+@contextlib.contextmanager
+def environment(**variables):
+    """Set for every process that is started meanwhile."""
+    old = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def sanitized(stack):
+    """The series with the hooks for tests, ASan, UBSan and the checks of a debug build."""
+    commit = build.hooked(stack, series.update_tree(stack)[1])
     args = [*build.configure_arguments(), "--enable-sanitizers", "--enable-debug-mutex"]
-    directory = build.build_side(stack, "sanitizers", tip, ["tests/unit/test-defer-call"], args)
+    return build.build_side(stack, "sanitizers", commit, ["qemu-system-x86_64", "qemu-img", NOTIFY_TEST,
+                            "tests/unit/test-defer-call"], args)
+
+
+def check_sanitizers(results, stack):
+    """The new tests with ASan, UBSan, LSan and the checks of a debug build."""
+    directory = sanitized(stack)
     log = LOGS / "sanitizers.log"
-    status = command([directory / "tests/unit/test-defer-call", "--tap", "-k"], log, 300,
-                     env={**os.environ, "UBSAN_OPTIONS": "halt_on_error=1"})
-    results.tap("sanitizers", log, ["/defer-call/misuse/yield", "/defer-call/random"])
-    if status:
-        results.add("sanitizers exit status", f"{status}, see {log}")
+    with environment(UBSAN_OPTIONS="halt_on_error=1"):
+        status = command([directory / "tests/unit/test-defer-call", "--tap", "-k"], log, 300, cwd=directory)
+        results.tap("sanitizers", log, ["/defer-call/misuse/yield", "/defer-call/random"])
+        if status:
+            results.add("sanitizers exit status", f"{status}, see {log}")
+    put_firmware(directory)
+    # QEMU leaks at its end, whether with the series or without
+    with environment(ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="halt_on_error=1"):
+        for delay in WIDE:
+            with environment(**delay):
+                pass
+
+
+def races(text, files):
+    """The functions in these files that ThreadSanitizer saw in a race."""
+    found = set()
+    for report in re.findall(r"^WARNING: ThreadSanitizer: (.*?)^=====", text, re.M | re.S):
+        found.update(m[1] for m in re.finditer(r"^    #0 (\S+) (\S+):\d+", report, re.M)
+                     if m[2].endswith(files))
+    return sorted(found)
+
+
+def check_tsan(results, stack):
+    """ThreadSanitizer: it knows no fences, so QEMU is full of races for it; the new code must have none."""
+    args = [*build.configure_arguments(), "--enable-tsan", "--disable-werror"]
+    tests = ["test-defer-call", "test-aio-multithread", "test-thread-pool"]
+    directory = build.build_side(stack, "tsan", series.update_tree(stack)[1],
+                                 [f"tests/unit/{t}" for t in tests], args)
+    for test in tests:
+        binary, log = directory / "tests/unit" / test, LOGS / f"tsan-{test}.log"
+        # a child that aborts on purpose says nothing under ThreadSanitizer
+        paths = [p for p in common.run([binary, "-l"]).split() if "/misuse/" not in p]
+        command([binary, "--tap", "-k", *[a for p in paths for a in ("-p", p)]], log, 300, cwd=directory)
+        results.tap("tsan", log, paths)
+        found = races(log.read_text(errors="replace"), ("/defer-call.c", "/test-defer-call.c"))
+        results.add(f"tsan {test}: no race in the new code", found and f"{', '.join(found)}, see {log}")
 
 
 def put_firmware(directory):
@@ -199,9 +258,17 @@ def put_firmware(directory):
         shutil.copy(f, data)
 
 
+def notify_test(prefix, directory, *args, timeout=600):
+    """Run the series' own qtest; its log."""
+    log = LOGS / f"{prefix.replace(' ', '-')}.log"
+    with environment(QTEST_QEMU_BINARY="./qemu-system-x86_64", QTEST_QEMU_IMG="./qemu-img"):
+        command([NOTIFY_TEST, "--tap", "-k", *args], log, timeout, cwd=directory)
+    return log
+
+
 def check_qtest(results, stack):
-    """QEMU's own virtio-blk and virtio-scsi tests through libqos."""
-    directory = built(stack, ["tests/qtest/qos-test"])
+    """Tests with a driver, but no guest (libqos): QEMU's own of virtio-blk and virtio-scsi, and the new one."""
+    directory = built(stack, ["tests/qtest/qos-test", NOTIFY_TEST])
     put_firmware(directory)
     env = {**build.environment(directory.parent), "QTEST_QEMU_BINARY": "./qemu-system-x86_64",
            "QTEST_QEMU_IMG": "./qemu-img", "G_TEST_DBUS_DAEMON": "/bin/false",
@@ -217,30 +284,86 @@ def check_qtest(results, stack):
         command(["tests/qtest/qos-test", "--tap", "-k", *[a for p in paths for a in ("-p", p)]], log, 300,
                 cwd=directory, env=env)
         results.tap(f"qtest {device}", log, paths)
+    results.tap("qtest", notify_test("qtest notify", directory))
+
+
+def iotests_list(cwd, args, which):
+    """Names of the tests in a group, or of those whose source has one of the words."""
+    runner = ["/usr/bin/python3", "check", *args, "-n", *(["-g", which] if which == "quick" else [])]
+    listing = subprocess.run(runner, cwd=cwd, text=True, stdout=subprocess.PIPE).stdout.split()
+    if which != "quick":
+        source_dir = (cwd / "check").resolve().parent
+        listing = [t for t in listing if re.search(which, (source_dir / t).read_text(errors="replace"), re.I)]
+    return [t.removeprefix("tests/") for t in listing if t.removeprefix("tests/") not in IOTESTS_OUT]
+
+
+def run_iotests(directory, args, tests, log):
+    """{test: "pass", "fail" or "not run"}"""
+    put_firmware(directory)
+    command(["/usr/bin/python3", "check", *args, "-j", str(os.cpu_count()), *tests], log, 1800,
+            cwd=directory / "tests/qemu-iotests",
+            env={**build.environment(directory.parent), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    return dict(re.findall(r"^(\S+)\s+(pass|fail|not run)\s+\[", log.read_text(errors="replace"), re.M))
 
 
 def check_iotests(results, stack):
-    """QEMU's quick iotests for raw images, with each aio engine."""
+    """QEMU's iotests: the series fails nothing that the base passes."""
     directory = built(stack)
-    put_firmware(directory)
-    for args in IOTESTS:
-        name = "iotests " + " ".join(args)
+    for args, which, least in IOTESTS:
+        name = f"iotests {' '.join(args)} {'quick' if which == 'quick' else 'nested'}"
         log = LOGS / (name.replace(" ", "") + ".log")
-        runner = ["/usr/bin/python3", "check", *args, "-g", "quick"]
-        cwd = directory / "tests/qemu-iotests"
-        listing = subprocess.run([*runner, "-n"], cwd=cwd, text=True, stdout=subprocess.PIPE).stdout.split()
-        tests = [t.removeprefix("tests/") for t in listing if t not in IOTESTS_OUT]
-        command(["/usr/bin/python3", "check", *args, *tests], log, 900, cwd=cwd,
-                env={**build.environment(directory.parent), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
-        text = log.read_text(errors="replace")
-        found = dict(re.findall(r"^(\S+)\s+(pass|fail|not run)\s+\[", text, re.M))
+        tests = iotests_list(directory / "tests/qemu-iotests", args, which)
+        found = run_iotests(directory, args, tests, log)
         ran = [t for t in tests if found.get(t) in ("pass", "fail")]
+        failed, on_base = [t for t in ran if found[t] == "fail"], {}
+        if failed:
+            base = build.build_side(stack, "base", source.base(stack).commit)
+            on_base = run_iotests(base, args, failed, log.with_suffix(".base.log"))
         for t in ran:
-            results.add(f"{name} {t}", None if found[t] == "pass" else f"see {log}")
+            if on_base.get(t) == "fail":
+                progress(f"{name} {t}: fails on the base too, not counted")
+            else:
+                results.add(f"{name} {t}", None if found[t] == "pass" else f"passes on the base, see {log}")
         progress(f"{name}: QEMU says of {len(tests) - len(ran)} of {len(tests)} tests that they do not "
                  f"fit, with the reason: {log}")
-        if len(ran) < IOTESTS_LEAST:
-            results.add(name, f"only {len(ran)} tests ran, {IOTESTS_LEAST} were expected, see {log}")
+        if len(ran) < least:
+            results.add(name, f"only {len(ran)} tests ran, {least} were expected, see {log}")
+
+
+def refused(directory, library, engine, every, depth):
+    """Read while the kernel refuses every Nth submission: all must be done nevertheless."""
+    image, log = LOGS / "refused.raw", LOGS / "refused.log"
+    with open(image, "wb") as f:
+        f.truncate(64 << 20)
+    option = {"native": ["-n"], "io_uring": ["-i", "io_uring"]}[engine]
+    with environment(LD_PRELOAD=str(library), REFUSE_EVERY=str(every)):
+        status = command([directory / "qemu-img", "bench", "-t", "none", *option, "-d", str(depth), "-c", "2000",
+                          "-f", "raw", image], log, 30)
+    if status:
+        raise ToolError("the requests never end" if status == "timeout" else f"qemu-img ended with {status}, see {log}")
+
+
+def check_faults(results, stack):
+    """Errors from the disk and from the kernel: the guest sees them, and the disk goes on."""
+    directory = built(stack)
+    library = LOGS / "refuse.so"
+    common.run(["gcc", "-Wall", "-shared", "-fPIC", "-O1", "-o", library, common.ROOT / "tests/refuse.c", "-ldl"])
+    for engine in ["native", "io_uring"]:
+        for depth in [1, 16, 200]:
+            results.do(f"faults {engine}: every third submission is refused, depth {depth}",
+                       refused, directory, library, engine, 3, depth)
+
+    def notices():
+        try:
+            refused(directory, library, "native", 1, 16)
+        except ToolError as e:
+            if "never end" in str(e):
+                return
+            raise
+        raise ToolError("all submissions were refused and nobody noticed")
+    results.do("faults: requests that never end are noticed", notices)
+    guest.build_image()
+    faults.check_faults(results, directory)
 
 
 # -- a guest that writes and verifies --------------------------------------------
@@ -355,9 +478,16 @@ def check_stress(results, stack):
     results.do("stress: a disk that hangs is noticed", notices)
 
 
+def check_soak(results, stack):
+    """Two minutes of make soak."""
+    guest.build_image()
+    binary = built(stack) / "qemu-system-x86_64"
+    results.do("soak: 2 minutes", soak.soak, binary, 2)
+
+
 PARTS = {"tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit,
-         "sanitizers": check_sanitizers, "qtest": check_qtest, "iotests": check_iotests,
-         "guest": check_guest, "stress": check_stress}
+         "sanitizers": check_sanitizers, "tsan": check_tsan, "qtest": check_qtest, "iotests": check_iotests,
+         "faults": check_faults, "guest": check_guest, "stress": check_stress, "soak": check_soak}
 
 
 def main():

@@ -20,8 +20,10 @@ import secrets
 import shlex
 import shutil
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import common
@@ -213,31 +215,40 @@ class Disk:
     cache_direct: bool = True
     read_only: bool = False
     locking: bool = True                # False: another disk of this guest has the same file
+    node: dict = dataclasses.field(default_factory=dict)    # more for the -blockdev, e.g. another driver
+    options: dict = dataclasses.field(default_factory=dict)     # more for the virtio device
+    on_error: dict = dataclasses.field(default_factory=dict)    # werror, rerror
+
+    def file(self):
+        """The -blockdev of the file itself, without a format."""
+        host = "host_device" if pathlib.Path(self.path).is_block_device() else "file"
+        return {"driver": host, "filename": str(self.path), "aio": self.aio,
+                "cache": {"direct": self.cache_direct}, "locking": "auto" if self.locking else "off"}
+
+    def blockdev(self, n):
+        return {"driver": "raw", "node-name": f"drive{n}", "read-only": self.read_only,
+                "cache": {"direct": self.cache_direct}, "file": self.file(), **self.node}
+
+    def devices(self, n):
+        """The properties of each -device, in the order in which they are added."""
+        device = {"driver": self.driver, "id": f"disk{n}", "addr": f"{FIRST_SLOT + n:#x}",
+                  "event_idx": "on" if self.event_idx else "off", **self.options}
+        if self.iothread:
+            device["iothread"] = f"iothread{n}"
+        if self.driver == "virtio-blk-pci":
+            return [device | {"drive": f"drive{n}", "num-queues": str(self.queues), **self.on_error}]
+        if self.driver == "virtio-scsi-pci":
+            return [device | {"num_queues": str(self.queues)},
+                    {"driver": "scsi-hd", "bus": f"disk{n}.0", "drive": f"drive{n}", "id": f"lun{n}",
+                     **self.on_error}]
+        raise ToolError(f"disk driver {self.driver}: virtio-blk-pci or virtio-scsi-pci")
 
     def arguments(self, n):
         """QEMU's arguments for this disk as the guest's number n."""
-        on = {True: "on", False: "off"}
-        device = {"driver": self.driver, "id": f"disk{n}", "addr": f"{FIRST_SLOT + n:#x}",
-                  "event_idx": on[self.event_idx]}
-        args = []
-        if self.iothread:
-            args += ["-object", f"iothread,id=iothread{n}"]
-            device["iothread"] = f"iothread{n}"
-        host = "host_device" if pathlib.Path(self.path).is_block_device() else "file"
-        args += ["-blockdev", json.dumps({
-            "driver": "raw", "node-name": f"drive{n}", "read-only": self.read_only,
-            "cache": {"direct": self.cache_direct},
-            "file": {"driver": host, "filename": str(self.path), "aio": self.aio,
-                     "locking": "auto" if self.locking else "off"}})]
-        if self.driver == "virtio-blk-pci":
-            device |= {"drive": f"drive{n}", "num-queues": self.queues}
-        elif self.driver == "virtio-scsi-pci":
-            device["num_queues"] = self.queues
-        else:
-            raise ToolError(f"disk driver {self.driver}: virtio-blk-pci or virtio-scsi-pci")
-        args += ["-device", ",".join(f"{k}={v}" for k, v in device.items()).replace("driver=", "", 1)]
-        if self.driver == "virtio-scsi-pci":
-            args += ["-device", f"scsi-hd,bus=disk{n}.0,drive=drive{n}"]
+        args = ["-object", f"iothread,id=iothread{n}"] if self.iothread else []
+        args += ["-blockdev", json.dumps(self.blockdev(n))]
+        for device in self.devices(n):
+            args += ["-device", ",".join(f"{k}={v}" for k, v in device.items()).replace("driver=", "", 1)]
         return args
 
 
@@ -269,14 +280,16 @@ class Guest:
         args = ["-machine", MACHINE, *accel, "-smp", str(self.vcpus), "-m", str(self._memory),
                 "-nodefaults", "-no-user-config", "-no-reboot", "-L", str(self._image / "firmware"),
                 "-kernel", str(self._image / "vmlinuz"), "-initrd", str(self._image / "initrd.img"),
-                "-append", kernel, "-serial", f"file:{self.console}",
+                "-append", kernel, "-chardev", f"file,id=console,path={str(self.console).replace(',', ',,')},append=on",
+                "-serial", "chardev:console",
                 "-device", "virtio-serial-pci,addr=0x4",
                 "-device", "virtserialport,chardev=job,name=job"]
         for n, disk in enumerate(self.disks):
             args += disk.arguments(n)
         return args + self._args
 
-    def start(self):
+    def start(self, incoming=None):
+        """Start QEMU; with incoming, what migrate() has saved is what runs in it."""
         if not os.access(self.binary, os.X_OK) or self.binary.is_dir():
             raise ToolError(f"no QEMU at {self.binary}; run `make build`")
         for name in ["vmlinuz", "initrd.img", "firmware/bios-256k.bin", "firmware/linuxboot_dma.bin"]:
@@ -289,7 +302,9 @@ class Guest:
             if disk.cache_direct:
                 check_direct(disk.path)
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        self.console.unlink(missing_ok=True)
+        if not incoming:
+            self.console.unlink(missing_ok=True)
+        more = ["-incoming", incoming] if incoming else []
         cls = machine_class(self._python or qemu_python())
         self._job, theirs = socket.socketpair()
         with theirs:
@@ -297,7 +312,7 @@ class Guest:
             # sock_dir and log_dir: otherwise it makes directories in /var/tmp
             self._machine = cls(str(self.binary), name=self.label, sock_dir=str(self.log_dir),
                                 log_dir=str(self.log_dir), qmp_timer=self._qmp_timeout,
-                                args=[*self.arguments(), "-chardev",
+                                args=[*self.arguments(), *more, "-chardev",
                                       f"socket,id=job,fd={theirs.fileno()}"])
             try:
                 self._machine.launch()
@@ -390,6 +405,45 @@ class Guest:
         if self._job:
             self._job.close()
 
+    def reset(self, timeout=120):
+        """Push the reset button and wait until the guest takes jobs again."""
+        self.qmp("set-action", reboot="reset")      # -no-reboot is for a guest that panics
+        self.qmp("system_reset")
+        self.wait_event("RESET", match={"data": {"reason": "host-qmp-system-reset"}})
+        self._receive_rest()
+        self._buffer = b""                          # what was said before the reset
+        self.wait_ready(timeout)
+        self.qmp("set-action", reboot="shutdown")   # not before: SeaBIOS resets a second time
+
+    def migrate(self, path, timeout=60, patience=5):
+        """Go on in another QEMU, by way of a file; what runs in the guest goes on there.
+
+        A guest that makes memory dirty faster than it is saved is stopped after some seconds.
+        """
+        deadline = time.monotonic() + timeout
+        # what QEMU has not read of the job channel would be lost with its end
+        while struct.unpack("i", fcntl.ioctl(self._job, termios.TIOCOUTQ, bytes(4)))[0]:
+            if time.monotonic() > deadline:
+                raise self._dead("the guest takes no job")
+            time.sleep(.01)
+        self.qmp("migrate-set-parameters", max_bandwidth=1 << 33)
+        self.qmp("migrate", uri=f"exec:cat >{shlex.quote(str(path))}")
+        self._wait_migrated(deadline, time.monotonic() + patience)
+        self._receive_rest()
+        self.shutdown()
+        self.start(f"exec:cat {shlex.quote(str(path))}")
+        self._wait_migrated(deadline)
+        self.qmp("cont")
+
+    def _wait_migrated(self, deadline, stop_at=None):
+        while (now := self.qmp("query-migrate")).get("status") != "completed":
+            if now.get("status") == "failed" or time.monotonic() > deadline:
+                raise self._dead(f"migration: {now.get('error-desc') or now.get('status') or 'nothing came'}")
+            if stop_at and time.monotonic() > stop_at:
+                self.qmp("stop")
+                stop_at = None
+            time.sleep(.05)
+
     # -- what went wrong
 
     @staticmethod
@@ -431,6 +485,15 @@ class Guest:
         if data == b"":
             raise self._dead(f"the guest went away during {what}")
         self._buffer += data or b""
+
+    def _receive_rest(self):
+        """What has come already, up to the last byte."""
+        self._job.settimeout(0)
+        try:
+            while data := self._job.recv(1 << 16):
+                self._buffer += data
+        except BlockingIOError:
+            pass
 
     def _line(self, deadline, what):
         while b"\n" not in self._buffer:

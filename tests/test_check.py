@@ -1,0 +1,67 @@
+"""How make check judges what tests print."""
+
+import contextlib
+import io
+import pathlib
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
+import check
+
+RACE = """==================
+WARNING: ThreadSanitizer: data race (pid=7)
+  Write of size 4 at 0x7b by thread T1:
+    #0 {0} (test+0x1)
+    #1 flush ../src/util/defer-call.c:99 (test+0x2)
+
+  Previous read of size 4 at 0x7b by main thread:
+    #0 {1} (test+0x3)
+
+SUMMARY: ThreadSanitizer: data race ../src/util/async.c:1 in somebody
+==================
+"""
+FILES = ("/defer-call.c", "/test-defer-call.c")
+
+
+class Races(unittest.TestCase):
+    def test_either_side_counts(self):
+        ours, other = "grow ../src/util/defer-call.c:5", "aio_bh_poll ../src/util/async.c:6"
+        self.assertEqual(check.races(RACE.format(ours, other), FILES), ["grow"])
+        self.assertEqual(check.races(RACE.format(other, ours), FILES), ["grow"])
+
+    def test_others_and_mere_callers_do_not(self):
+        other = "aio_bh_poll ../src/util/async.c:6"
+        self.assertEqual(check.races(RACE.format(other, other), FILES), [])
+        self.assertEqual(check.races("ok 1 /defer-call/order\n", FILES), [])
+
+
+class Tap(unittest.TestCase):
+    def judge(self, text, wanted=()):
+        with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()):
+            log = pathlib.Path(d) / "log"
+            log.write_text(text)
+            results = check.Results()
+            results.tap("t", log, wanted)
+        return results.passed, results.failed
+
+    def test_passes(self):
+        self.assertEqual(self.judge("ok 1 /a\nok 2 /b\n", ["/b"]), (2, []))
+
+    def test_says_no(self):
+        self.assertEqual(self.judge("ok 1 /a\nnot ok 2 /b\n"), (1, ["t /b"]))
+        self.assertEqual(self.judge("ok 1 /a # SKIP no engine\n"), (0, ["t /a"]))
+        self.assertEqual(self.judge("ok 1 /a\n", ["/a", "/c"]), (1, ["t /c"]))
+        self.assertEqual(self.judge("Bail out!\n"), (0, ["t"]))
+
+
+class Environment(unittest.TestCase):
+    def test_is_as_before_afterwards(self):
+        with check.environment(DEFER_CALL_DELAY="1"):
+            self.assertEqual(check.os.environ["DEFER_CALL_DELAY"], "1")
+        self.assertNotIn("DEFER_CALL_DELAY", check.os.environ)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,317 @@
+"""ring.py and ringload: parameters, plan, bad input, statistics and report on toy data."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+from unittest import mock
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
+import common
+import ring
+from common import ToolError
+
+CPUS = mock.patch("ring.cpu_list", lambda: [0, 1])
+
+
+def raw(iops=1000.0, writes=0.5, cpu=3000.0, p99=80.0, source="perf tracepoints"):
+    """What ring.sample returns, with round figures."""
+    return {"iops": iops, "seconds": 1, "ios": iops, "verified_blocks": 9,
+            "latency_us": {"mean": 50, "p50": 40, "p99": p99, "p999": 99, "max": 100},
+            "batches_seen": {"number": 10, "mean": 2, "max": 4},
+            "cpu_ns_per_io": {"iothread": cpu, "main": 0, "process": cpu, "driver": 1},
+            "per_io": {"writes": writes, "reads": 0.1, "kicks": 0.2, "interrupts": writes},
+            "syscalls": {"source": source, "per_io": {"write": writes, "io_submit": 0.03, "ppoll": 0.02}},
+            "took": 2.0, "others": 0.1}
+
+
+def parameters(**env):
+    with CPUS:
+        return ring.parameters({"SEED": "1", **env})
+
+
+class Parameters(unittest.TestCase):
+    def test_full_plan(self):
+        p = parameters()
+        grid = [c for c in p.configs if c.main == "irqfd"]
+        self.assertEqual(len(grid), 2 * 3 * 5 * 2 * 2 * 3)
+        self.assertEqual(len(set(p.configs)), len(p.configs))
+        self.assertEqual({c.main for c in p.configs}, {"irqfd", "driver", "iothread"})
+        self.assertEqual(p.cpus, {"driver": 0, "iothread": 1, "other": None})
+        for c in p.configs:
+            self.assertEqual(c.wait, ring.NATURAL_WAIT[c.irq])
+
+    def test_quick_plan_has_what_there_are_targets_for(self):
+        p = parameters(QUICK="1")
+        self.assertEqual(len(set(p.configs)), len(p.configs))
+        self.assertEqual({c.aio for c in p.configs if c.qd == 1}, {"native", "io_uring", "threads"})
+        self.assertEqual({c.queues for c in p.configs if c.aio == "io_uring"}, {1, 4})
+        self.assertIn("off", {c.event_idx for c in p.configs})
+        self.assertIn("disk", {c.storage for c in p.configs})
+        # about 0.6 s to start QEMU and verify its data
+        self.assertLess(len(p.configs) * p.pairs * 3 * (p.seconds + ring.WARM_UP + ring.COUNT + 0.6), 600)
+
+    def test_selection(self):
+        p = parameters(AIO="native,threads", IODEPTH="8 2", QUEUES="3", EVENT_IDX="off", IRQ="batch",
+                       STORAGE="fast", SECONDS="0.5", PAIRS="4", BS="64k", RW="mix:30")
+        self.assertEqual(len(p.configs), 4)
+        self.assertEqual({(c.qd, c.queues, c.event_idx, c.irq, c.wait, c.main) for c in p.configs},
+                         {(d, 3, "off", "batch", "irq", "irqfd") for d in (8, 2)})
+        self.assertEqual((p.seconds, p.pairs, p.bs, p.rw), (0.5, 4, 65536, "mix:30"))
+
+    def test_nonsense_is_one_line_that_names_it(self):
+        for env in [{"AIO": "posix"}, {"AIO": "native native"}, {"IODEPTH": "0"}, {"IODEPTH": "4 4"},
+                    {"IODEPTH": "2000"}, {"QUEUES": "x"}, {"QUEUES": "65"}, {"EVENT_IDX": "maybe"},
+                    {"IRQ": "sometimes"}, {"WAIT": "never"}, {"WAIT": "irq"}, {"MAIN": "moon"},
+                    {"MAIN": "other"}, {"STORAGE": "tape"}, {"PAIRS": "0"}, {"PAIRS": "2.5"},
+                    {"SECONDS": "0"}, {"SECONDS": "nan"}, {"RW": "randread"}, {"RW": "mix:101"},
+                    {"BS": "100"}, {"BS": "2m"}, {"BATCH": "0"}, {"REACTION_US": "-1"},
+                    {"POLL_MAX_NS": "x"}, {"INDIRECT": "perhaps"}, {"SEED": "-1"}, {"CPUS": "0"},
+                    {"CPUS": "0 0"}, {"CPUS": "0 7"}, {"DISK": "/nonexistent"}, {"DISK": "/dev/null"},
+                    {"QEMU_A": "/bin/true"}, {"QEMU_B": "/bin/true"}, {"QUICK": "1", "AIO": "native"},
+                    {"QUICK": "perhaps"}, {"INDIRECT": "off", "IODEPTH": "512"}]:
+            with self.subTest(env), self.assertRaises(ToolError) as e:
+                parameters(**env)
+            self.assertNotIn("\n", str(e.exception))
+            self.assertIn(list(env)[0], str(e.exception))
+
+    def test_one_cpu_is_not_enough(self):
+        with mock.patch("ring.cpu_list", lambda: [3]), self.assertRaisesRegex(ToolError, "one CPU"):
+            ring.parameters({})
+
+    def test_own_disk_is_not_overwritten(self):
+        with tempfile.NamedTemporaryFile() as f:
+            self.assertEqual(parameters(DISK=f.name).disk, os.path.realpath(f.name))
+            with self.assertRaisesRegex(ToolError, "WRITE_OK=1"):
+                parameters(DISK=f.name, RW="write")
+            with self.assertRaisesRegex(ToolError, "leaves the disk out"):
+                parameters(DISK=f.name, STORAGE="fast")
+            self.assertTrue(parameters(DISK=f.name, RW="write", WRITE_OK="1").write_ok)
+
+    def test_plan_is_fixed_by_the_seed_and_complete(self):
+        p = parameters(QUICK="1", PAIRS="20")
+        steps = ring.plan(p)
+        self.assertEqual(steps, ring.plan(p))
+        self.assertEqual(len(set(steps)), 20 * len(p.configs) * 3)
+        self.assertEqual(len(steps), len(set(steps)))
+        for at in range(0, len(steps), 3):          # the three of a pair are neighbours
+            self.assertEqual(len({s[:2] for s in steps[at:at + 3]}), 1)
+        self.assertEqual({s[2] for s in steps[::3]}, set(ring.ROLES))
+        self.assertNotEqual([s[1] for s in steps[:39]], [s[1] for s in steps[39:78]])
+
+    def test_command(self):
+        p = parameters(QUICK="1", REACTION_US="2")
+        config = p.configs[0]
+        with mock.patch("ring.ringload", lambda: "/x/ringload"):
+            words = ring.command("/q", config, p, ring.Image("/i", True, "all"), 7)
+        self.assertEqual(words[words.index("--irqfd") + 1], "on")
+        self.assertEqual(words[words.index("--reaction-us") + 1], "2.0")
+        self.assertEqual(ring.placement(ring.dataclasses.replace(config, main="iothread"), p.cpus)[-1], 1)
+
+
+class Measure(unittest.TestCase):
+    def setUp(self):
+        d = tempfile.TemporaryDirectory()
+        self.addCleanup(d.cleanup)
+        self.dir = pathlib.Path(d.name)
+        patches = [mock.patch.object(common, "BUILD", self.dir), CPUS,
+                   mock.patch("ring.images", self.images), mock.patch("ring.ringload", lambda: "ringload"),
+                   mock.patch("common.progress", lambda _: None)]
+        for p in patches:
+            p.start()
+            self.addCleanup(p.stop)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def images(p):
+        yield {(c.storage, c.aio): ring.Image("/i", True, "all") for c in p.configs}
+
+    def measure(self, run, **env):
+        out = io.StringIO()
+        env = {"SEED": "1", "QEMU_A": "/bin/true", "QEMU_B": "/bin/true", "PAIRS": "4", "STORAGE": "fast",
+               "AIO": "native threads", "IODEPTH": "1 64", "QUEUES": "1", "EVENT_IDX": "on", "IRQ": "each", **env}
+        with contextlib.redirect_stdout(out):
+            try:
+                ring.bench_ring(env, run)
+            finally:
+                self.text = out.getvalue()
+        return self.text
+
+    def directory(self):
+        return (self.dir / "results" / ring.LATEST).resolve()
+
+    @staticmethod
+    def toy(ratio=1.3, slower_writes=1):
+        calls = []
+
+        def run(binary, config, p, image, seed):
+            calls.append(seed)
+            noise = 1 + (len(calls) * 7919 % 13 - 6) / 1000
+            role = next(r for n, r in [(len(calls) - 1, ring.plan(p)[len(calls) - 1][2])])
+            factor = ratio if role == "series" else 1
+            return raw(iops=1000 * factor * noise, cpu=3000 / factor * noise,
+                       writes=(slower_writes if role == "series" else 0.5) * noise, p99=80 * noise)
+        return run
+
+    def test_a_difference_is_found_and_the_rest_is_not(self):
+        text = self.measure(self.toy())
+        self.assertRegex(text, r"IOPS: B better in 4 of 4 configurations")
+        self.assertRegex(text.replace("\n", " "), r"write\(2\) per I/O: B worse in 4 of 4")
+        self.assertRegex(text.replace("\n", " "), r"latency p99: no difference outside of the noise in [34]")
+        page = (self.directory() / "report.html").read_text()
+        self.assertEqual(page.count("<svg"), 4)
+        self.assertIn("submissions per I/O", page)
+        self.assertIn("with plots:", text)
+
+    def test_same_binary_shows_no_difference(self):
+        text = self.measure(self.toy(1, 0.5)).replace("\n", " ")
+        self.assertNotRegex(text, r"IOPS: B (better|worse) in [34]")
+
+    def test_interrupted_keeps_what_is_measured(self):
+        toy, calls = self.toy(), []
+
+        def run(*args):
+            calls.append(1)
+            if len(calls) == 30:
+                raise KeyboardInterrupt
+            return toy(*args)
+        with self.assertRaises(KeyboardInterrupt):
+            self.measure(run)
+        self.assertEqual(len((self.directory() / "runs.jsonl").read_text().splitlines()), 29)
+        self.assertIn("of 4 planned", self.text)
+
+    def test_failure_of_a_run_is_told_after_the_results(self):
+        def run(*args):
+            raise ToolError("ringload: hang")
+        with self.assertRaisesRegex(ToolError, "hang"):
+            self.measure(run)
+
+    def test_without_tracepoints(self):
+        text = self.measure(lambda *_: raw(source="/proc only: no tracepoints"))
+        self.assertIn("/proc only", text)
+
+    def test_damaged_results_are_named(self):
+        self.measure(self.toy())
+        runs = self.directory() / "runs.jsonl"
+        good = runs.read_text()
+        for bad in ["{", "[]", '{"pair":1}', '{"config": 99}']:
+            runs.write_text(good + bad + "\n")
+            with self.subTest(bad), self.assertRaisesRegex(ToolError, r"line 49 is damaged"):
+                ring.load(self.directory())
+        runs.write_text("")
+        with self.assertRaisesRegex(ToolError, "nothing measured"):
+            ring.load(self.directory())
+        (self.directory() / "ring.json").unlink()
+        with self.assertRaisesRegex(ToolError, "ring.json is missing"):
+            ring.load(self.directory())
+
+
+class Ringload(unittest.TestCase):
+    """The program itself, as far as it goes without QEMU."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.temporary = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(cls.temporary.cleanup)
+        cls.dir = pathlib.Path(cls.temporary.name)
+        with mock.patch.object(common, "BUILD", cls.dir):
+            cls.program = ring.ringload()
+        cls.image = cls.dir / "image"
+        cls.image.write_bytes(bytes(2 << 20))
+
+    def run_it(self, *args):
+        return subprocess.run([self.program, *map(str, args)], stdin=subprocess.DEVNULL, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+
+    def fails(self, expected, *args):
+        p = self.run_it(*args)
+        self.assertNotEqual(p.returncode, 0)
+        self.assertEqual(p.stderr.count("\n"), 1, p.stderr)
+        self.assertIn(expected, p.stderr)
+        self.assertEqual(p.stdout, "")
+
+    def test_bad_options(self):
+        good = ["--qemu", "/bin/false", "--image", self.image]
+        for args in [["--qd", "0"], ["--qd", "x"], ["--qd", "1.5"], ["--qd", "9999"], ["--queues", "0"],
+                     ["--bs", "100"], ["--bs", "0"], ["--rw", "sideways"], ["--rw", "mix:101"],
+                     ["--aio", "posix"], ["--event-idx", "maybe"], ["--irq", "some"], ["--wait", "x"],
+                     ["--seconds", "0"], ["--seconds", "nan"], ["--reaction-us", "-1"],
+                     ["--seed", "-1"], ["--seed", "x"], ["--verify", "some"], ["--driver-cpu", "-1"],
+                     ["--kick", "foot"], ["--irqfd", "x"]]:
+            with self.subTest(args):
+                self.fails(args[0], *good, *args)
+
+    def test_options_that_contradict_each_other(self):
+        good = ["--qemu", "/bin/false", "--image", self.image]
+        for args in [["--wait", "irq", "--irq", "off"], ["--cache-direct", "off"],
+                     ["--indirect", "off", "--qd", "512"], ["--irqfd", "on", "--kick", "qtest"]]:
+            with self.subTest(args):
+                self.fails("--", *good, *args)
+        self.fails("needed", "--image", self.image)
+        self.fails("not an option", *good, "extra")
+        self.fails("unrecognized", *good, "--nonsense")
+
+    def test_bad_image(self):
+        self.fails("No such file", "--qemu", "/bin/false", "--image", self.dir / "none")
+        self.fails("neither a file", "--qemu", "/bin/false", "--image", "/dev/null")
+        small = self.dir / "small"
+        small.write_bytes(bytes(512))
+        self.fails("smaller than", "--qemu", "/bin/false", "--image", small)
+
+    def test_bad_qemu(self):
+        self.fails("No such file", "--qemu", "/nonexistent/qemu", "--image", self.image)
+        self.fails("said nothing", "--qemu", "/bin/false", "--image", self.image)
+        script = self.dir / "qemu"
+        script.write_text("#!/bin/sh\necho qemu: warning: hm >&2\necho qemu: no such machine >&2\n")
+        script.chmod(0o755)
+        self.fails("no such machine", "--qemu", script, "--image", self.image)
+
+    def test_qemu_is_ended_with_us(self):
+        script, pid_file = self.dir / "sleeper", self.dir / "pid"
+        script.write_text(f"#!/bin/sh\necho $$ >{pid_file}.new\nmv {pid_file}.new {pid_file}\nexec sleep 1000\n")
+        script.chmod(0o755)
+        for signal in ("TERM", "KILL"):
+            pid_file.unlink(missing_ok=True)
+            p = subprocess.Popen([self.program, "--qemu", script, "--image", self.image])
+            try:
+                self.wait_for(pid_file.exists)
+                subprocess.run(["kill", f"-{signal}", str(p.pid)], check=True)
+                p.wait(30)
+                pid = int(pid_file.read_text())
+                self.wait_for(lambda: not self.alive(pid))
+            finally:
+                p.kill()
+                p.wait()
+
+    @staticmethod
+    def alive(pid):
+        try:
+            return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        except OSError:
+            return False
+
+    def wait_for(self, condition):
+        for _ in range(600):
+            if condition():
+                return
+            ring.time.sleep(0.05)
+        self.fail("nothing happened within 30 s")
+
+    def test_fill_is_the_same_for_the_same_seed(self):
+        def content(*args):
+            self.assertEqual(self.run_it("--fill", "--image", self.image, *args).returncode, 0)
+            return self.image.read_bytes()
+        first = content()
+        self.assertEqual(len(first), 2 << 20)
+        self.assertEqual(first, content("--pattern-seed", "0"))
+        self.assertNotEqual(first, content("--pattern-seed", "1"))
+        self.assertEqual(len({first[n:n + 512] for n in range(0, len(first), 512)}), 4096)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,820 @@
+#!/usr/bin/python3
+"""The load generator (ring/ringload.c) under two QEMU binaries, in pairs.
+
+    ring.py                     measure; the parameters are variables, see parameters()
+    ring.py show [DIRECTORY]    table and HTML page again from old results
+
+One fresh QEMU process per sample and configuration. A round goes through all
+configurations in random order; for each it starts three processes in random
+order: base, base once more (their ratio is the noise floor, "A/A"), series.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import datetime
+import itertools
+import json
+import math
+import os
+import pathlib
+import random
+import re
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+
+import bench
+import build
+import common
+import guest
+import report
+from common import ToolError
+
+SOURCE = common.ROOT / "ring" / "ringload.c"
+ROLES = report.ROLES
+LATEST = "latest-ring"
+IMAGE_MIB = 64
+DISK_MIB = 256
+WARM_UP = 0.2
+COUNT = 0.2             # seconds of the window in which system calls are counted
+
+CHOICES = {"AIO": guest.AIO, "EVENT_IDX": ["on", "off"], "IRQ": ["each", "batch", "off"],
+           "WAIT": ["used", "irq"], "MAIN": ["irqfd", "driver", "iothread", "other"],
+           "STORAGE": ["fast", "disk"]}
+# What a guest does: an interrupt handler takes all there is; a vCPU that runs in
+# parallel anyway sees each entry; one that polls wants no interrupt.
+NATURAL_WAIT = {"each": "used", "batch": "irq", "off": "used"}
+
+# name, unit and digits in the table, and whether more of it is better
+METRICS = {
+    "iops": ("IOPS", ",.0f", True),
+    "cpu": ("IOThread ns per I/O", ",.0f", False),
+    "writes": ("write(2) per I/O", ".4f", False),
+    "p50": ("latency p50 [us]", ",.1f", False),
+    "p99": ("latency p99 [us]", ",.1f", False),
+    "p999": ("latency p99.9 [us]", ",.1f", False),
+    "submits": ("submissions per I/O", ".4f", False),
+    "polls": ("polls per I/O", ".4f", False),
+    "interrupts": ("interrupts per I/O", ".4f", False),
+    "kicks": ("kicks per I/O", ".4f", False),
+    "process_cpu": ("QEMU ns per I/O", ",.0f", False),
+}
+TOLD = ["iops", "cpu", "writes", "p99"]     # what table and summary have room for
+
+
+# -- parameters ----------------------------------------------------------------
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    storage: str
+    aio: str
+    qd: int
+    queues: int
+    event_idx: str
+    irq: str
+    wait: str
+    main: str
+
+    def __str__(self):
+        return (f"{self.storage} {self.aio} qd {self.qd} x {self.queues}, event_idx {self.event_idx}, "
+                f"irq {self.irq}" + (", waits for it" if self.wait == "irq" else "") +
+                ("" if self.main == "irqfd" else f", main: {self.main}"))
+
+
+@dataclasses.dataclass
+class Parameters:
+    configs: list
+    pairs: int
+    seconds: float
+    rw: str
+    bs: int
+    batch: int
+    reaction_us: float
+    poll_max_ns: int
+    indirect: str
+    machine: str
+    seed: int
+    quick: bool
+    disk: str           # empty: our own file
+    write_ok: bool
+    cpus: dict          # role of a thread: CPU
+    qemu_a: str
+    qemu_b: str
+
+
+def quick_plan():
+    """What the project has set itself targets for, and the main thread's other places."""
+    def config(storage, aio, qd=64, queues=1, event_idx="on", irq="each", main="irqfd"):
+        return Config(storage, aio, qd, queues, event_idx, irq, NATURAL_WAIT[irq], main)
+    return [config("fast", "native"), config("fast", "native", queues=4),
+            config("fast", "native", event_idx="off", irq="batch"),
+            config("fast", "io_uring"), config("fast", "io_uring", event_idx="off", irq="batch"),
+            config("fast", "io_uring", queues=4), config("disk", "io_uring", queues=4),
+            config("fast", "threads"),
+            *(config("fast", aio, qd=1) for aio in guest.AIO),
+            config("fast", "native", main="driver"), config("fast", "native", main="iothread")]
+
+
+def full_plan(env, others):
+    def several(name, default):
+        text = env.get(name) or default
+        found = re.split(r"[ ,]+", text.strip())
+        for value in found:
+            if value not in CHOICES[name] or found.count(value) > 1:
+                raise ToolError(f"{name}={text}: give one or more of {' '.join(CHOICES[name])}, each once")
+        return found
+
+    def numbers(name, default, most):
+        text = env.get(name) or default
+        found = re.split(r"[ ,]+", text.strip())
+        if not all(re.fullmatch(r"[1-9]\d{0,5}", v) and int(v) <= most for v in found) or \
+                len(set(found)) < len(found):
+            raise ToolError(f"{name}={text}: give whole numbers from 1 to {most}, each once")
+        return [int(v) for v in found]
+
+    storage, aio = several("STORAGE", "fast disk"), several("AIO", " ".join(guest.AIO))
+    qd, queues = numbers("IODEPTH", "1 4 16 64 256", 1024), numbers("QUEUES", "1 4", 64)
+    event_idx, irq = several("EVENT_IDX", "on off"), several("IRQ", "each batch off")
+    main = several("MAIN", "irqfd")
+    if "other" in main and others < 3:
+        raise ToolError("MAIN=other: needs a third CPU; give driver or iothread")
+    wait = several("WAIT", "") if env.get("WAIT") else None
+    if wait and "irq" in wait and "off" in irq:
+        raise ToolError("WAIT=irq and IRQ=off: no interrupt would come; give IRQ= as well")
+    found = [Config(s, a, d, q, e, i, w, m) for s, a, d, q, e, i, m in
+             itertools.product(storage, aio, qd, queues, event_idx, irq, main)
+             for w in wait or [NATURAL_WAIT[i]]]
+    if "MAIN" not in env and (irq, event_idx) == (CHOICES["IRQ"], CHOICES["EVENT_IDX"]):
+        # the main thread's other places, shown where they matter most
+        found += [dataclasses.replace(c, main=m) for c in found for m in ("driver", "iothread")
+                  if (c.storage, c.qd, c.queues, c.event_idx, c.irq) == ("fast", 64, 1, "on", "each")]
+    return found
+
+
+def cpu_list():
+    """The CPUs that we may use, one of each core first."""
+    cpus, cores = sorted(os.sched_getaffinity(0)), collections.Counter()
+    def turn(cpu):
+        try:
+            core = pathlib.Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+        except OSError:
+            core = str(cpu)
+        cores[core] += 1
+        return cores[core]
+    return [cpu for _, cpu in sorted((turn(cpu), cpu) for cpu in cpus)]
+
+
+def parameters(env):
+    def number(name, default, low, high, kind=int):
+        text = env.get(name) or str(default)
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            what = "a whole number" if kind is int else "a number"
+            raise ToolError(f"{name}={text}: give {what} from {low} to {high}")
+        return value
+
+    def switch(name, default):
+        text = (env.get(name) or default).lower()
+        if text not in ("on", "off", "1", "0"):
+            raise ToolError(f"{name}={text}: give on or off")
+        return text in ("on", "1")
+
+    env = {k: v for k, v in env.items() if v}
+    cpus = cpu_list()
+    if env.get("CPUS"):
+        given = re.split(r"[ ,]+", env["CPUS"].strip())
+        if not 2 <= len(given) <= 3 or not all(c.isdigit() and int(c) in cpus for c in given) \
+                or len(set(given)) < len(given):
+            raise ToolError(f"CPUS={env['CPUS']}: give two or three of {' '.join(map(str, sorted(cpus)))}: "
+                            f"for the driver, the IOThread and (optional) the main thread")
+        cpus = [int(c) for c in given]
+    if len(cpus) < 2:
+        raise ToolError("one CPU is not enough: driver and IOThread need one each")
+    quick = switch("QUICK", "off")
+    if quick:
+        for name in [*CHOICES, "IODEPTH", "QUEUES"]:
+            if name in env:
+                raise ToolError(f"QUICK=1 has its own configurations; leave {name}= or QUICK= out")
+    rw = env.get("RW", "read")
+    m = re.fullmatch(r"read|write|mix:(\d{1,3})", rw)
+    if not m or int(m[1] or 0) > 100:
+        raise ToolError(f"RW={rw}: give read, write or mix:PERCENT_WRITES")
+    bs = env.get("BS", "4k")
+    m = re.fullmatch(r"([1-9]\d{0,7})([kKmM]?)", bs)
+    size = m and int(m[1]) * {"": 1, "k": 1024, "m": 1 << 20}[m[2].lower()]
+    if not m or size % 512 or size > 1 << 20:
+        raise ToolError(f"BS={bs}: give a multiple of 512 bytes up to 1m, such as 4k")
+    indirect = "on" if switch("INDIRECT", "on") else "off"
+    qemu_a, qemu_b = env.get("QEMU_A", ""), env.get("QEMU_B", "")
+    if bool(qemu_a) != bool(qemu_b):
+        raise ToolError("QEMU_A= and QEMU_B= go together: give both binaries or none")
+    configs = quick_plan() if quick else full_plan(env, len(cpus))
+    if indirect == "off" and max(c.qd for c in configs) > 341:
+        raise ToolError("INDIRECT=off: at most 341 requests fit in a queue; give IODEPTH=")
+    p = Parameters(
+        configs=configs, quick=quick, rw=rw, bs=size, indirect=indirect,
+        pairs=number("PAIRS", 8, 1, 10000),
+        seconds=number("SECONDS", 0.7 if quick else 1, 0.05, 3600, float),
+        batch=number("BATCH", 64, 1, 1024),
+        reaction_us=number("REACTION_US", 0.2, 0, 1e6, float),
+        poll_max_ns=number("POLL_MAX_NS", 0, 0, 10 ** 9),
+        machine=env.get("MACHINE", guest.MACHINE),
+        seed=number("SEED", random.SystemRandom().randrange(1 << 31), 0, (1 << 63) - 1),
+        disk=env.get("DISK", ""), write_ok=switch("WRITE_OK", "off"),
+        cpus={"driver": cpus[0], "iothread": cpus[1], "other": cpus[2] if len(cpus) > 2 else None},
+        qemu_a=qemu_a, qemu_b=qemu_b)
+    if p.disk:
+        p.disk = own_disk(p)
+    return p
+
+
+def own_disk(p):
+    path = pathlib.Path(p.disk).resolve()
+    try:
+        mode = path.stat().st_mode
+    except OSError as e:
+        raise ToolError(f"DISK={p.disk}: {e.strerror}") from e
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise ToolError(f"DISK={p.disk}: neither a file nor a block device")
+    if p.rw != "read" and not p.write_ok:
+        raise ToolError(f"RW={p.rw} would overwrite DISK={p.disk}; if that is meant, add WRITE_OK=1")
+    if not any(c.storage == "disk" for c in p.configs):
+        raise ToolError("DISK= is given, but STORAGE= leaves the disk out")
+    return str(path)
+
+
+# -- the load generator and its images -------------------------------------------
+
+def ringload():
+    """Compile ring/ringload.c if it is newer than the program; the program."""
+    program = common.BUILD / "ring" / "ringload"
+    compile_c(SOURCE, program, [])
+    return program
+
+
+def compile_c(source, output, arguments):
+    if output.is_file() and output.stat().st_mtime > source.stat().st_mtime:
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    new = output.with_suffix(".new")
+    common.run(["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", *arguments, "-o", new, source])
+    new.replace(output)
+
+
+@dataclasses.dataclass
+class Image:
+    path: str
+    direct: bool
+    verify: str         # what ringload verifies: "all", a number of blocks, "none"
+
+
+@contextlib.contextmanager
+def images(p):
+    """(storage, engine) -> Image, for the configurations of the plan.
+
+    "fast" answers at once: for native and threads a file in memory (a memfd is
+    tmpfs), for io_uring, which hands tmpfs to worker threads, one in the page cache.
+    """
+    program, found, fds = ringload(), {}, []
+    directory = common.BUILD / "ring"
+    wanted = {(c.storage, c.aio) for c in p.configs}
+
+    def filled(path):
+        common.run([program, "--fill", "--image", path])
+        return path
+
+    def our_file(name, mib):
+        path = directory / name
+        common.need_space(directory, mib + 64)
+        with open(path, "wb") as f:
+            f.truncate(mib << 20)
+        return filled(str(path))
+    try:
+        if wanted & {("fast", "native"), ("fast", "threads")}:
+            fds.append(os.memfd_create("ring-image"))
+            os.truncate(fds[0], IMAGE_MIB << 20)
+            path = f"/proc/{os.getpid()}/fd/{fds[0]}"
+            try:
+                os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+            except OSError as e:
+                raise ToolError("tmpfs has no O_DIRECT with this kernel (Linux 6.6 brought it); "
+                                "give STORAGE=disk") from e
+            filled(path)
+            for aio in ("native", "threads"):
+                found["fast", aio] = Image(path, True, "all")
+        if ("fast", "io_uring") in wanted:
+            found["fast", "io_uring"] = Image(our_file("cached.raw", IMAGE_MIB), False, "all")
+        if any(storage == "disk" for storage, _ in wanted):
+            disk = p.disk or our_file("disk.raw", DISK_MIB)
+            guest.check_direct(disk)
+            for aio in guest.AIO:
+                found["disk", aio] = Image(disk, True, "none" if p.disk else "1024")
+        yield found
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def placement(config, cpus):
+    arguments = ["--driver-cpu", cpus["driver"], "--iothread-cpu", cpus["iothread"]]
+    if config.main == "irqfd":
+        return arguments + ["--irqfd", "on", "--main-cpu", cpus["driver"]]
+    return arguments + ["--main-cpu", cpus[config.main]]
+
+
+def command(binary, config, p, image, seed):
+    """ringload's command line for one sample."""
+    return [str(a) for a in [
+        ringload(), "--qemu", binary, "--image", image.path, "--aio", config.aio,
+        "--cache-direct", "on" if image.direct else "off", "--qd", config.qd, "--queues", config.queues,
+        "--event-idx", config.event_idx, "--irq", config.irq, "--wait", config.wait,
+        *placement(config, p.cpus), "--reaction-us", p.reaction_us, "--batch", p.batch,
+        "--poll-max-ns", p.poll_max_ns, "--indirect", p.indirect, "--rw", p.rw, "--bs", p.bs,
+        "--machine", p.machine, "--seconds", p.seconds, "--warmup", WARM_UP, "--count-seconds", COUNT,
+        "--verify", image.verify, "--seed", seed]]
+
+
+def run_load(arguments, timeout):
+    """Run ringload to its end; what it prints. It ends QEMU whatever happens to it."""
+    process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired as e:
+        raise ToolError(f"ringload did not end within {timeout:.0f} s") from e
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+    if process.returncode:
+        said = err.strip().splitlines() or [f"ended with {process.returncode}"]
+        raise ToolError(said[-1])
+    try:
+        return json.loads(out)
+    except ValueError as e:
+        raise ToolError(f"ringload gave no JSON, but: {out[:200]!r}") from e
+
+
+def sample(binary, config, p, image, seed):
+    """One fresh process: what is kept of it."""
+    def machine():
+        ticks = [int(n) for n in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+    def own():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+    before = machine(), own(), time.monotonic()
+    raw = run_load(command(binary, config, p, image, seed), p.seconds * 3 + 120)
+    busy, ours, took = (b - a for a, b in zip(before, (machine(), own(), time.monotonic())))
+    raw.pop("parameters")
+    calls = raw["syscalls"]["per_io"]
+    raw["syscalls"]["per_io"] = {k: v for k, v in calls.items() if v}
+    raw["took"], raw["others"] = round(took, 3), round(max(0, busy - ours) / took, 4)
+    return raw
+
+
+# -- all of them ---------------------------------------------------------------
+
+def plan(p):
+    """The order of all processes, fixed beforehand: [(pair, number of the configuration, role)]."""
+    rng = random.Random(p.seed)
+    steps = []
+    for pair in range(1, p.pairs + 1):
+        for n in rng.sample(range(len(p.configs)), len(p.configs)):
+            steps += [(pair, n, role) for role in rng.sample(ROLES, len(ROLES))]
+    return steps
+
+
+def write_run(file, data):
+    file.write(json.dumps(data, separators=(",", ":")) + "\n")
+    file.flush()
+
+
+def left_text(seconds):
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+
+def measure(p, both, found, out, run=sample):
+    """Run the plan; each result is on disk before the next begins."""
+    steps, start = plan(p), time.monotonic()
+    with open(out / "runs.jsonl", "w") as file:
+        for n, (pair, config_number, role) in enumerate(steps, 1):
+            config = p.configs[config_number]
+            binary = both[1] if role == "series" else both[0]
+            # the same blocks in the same order within a pair
+            raw = run(binary.path, config, p, found[config.storage, config.aio], p.seed + pair)
+            write_run(file, {"pair": pair, "config": config_number, "role": role, **raw})
+            left = (time.monotonic() - start) / n * (len(steps) - n)
+            name = binary.label + (" again" if role == "base2" else "")
+            common.progress(f"{n} of {len(steps)}: pair {pair}, {config}: {name} {raw['iops']:,.0f} IOPS, "
+                            f"{raw['per_io']['writes']:.3f} writes per I/O; {left_text(left)} left")
+
+
+def new_directory(name):
+    """Beside those of bench.py, with a link of its own to the newest."""
+    results = common.BUILD / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    out = results / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-ring-{name}"
+    out.mkdir()
+    link = results / "latest-ring.new"
+    link.unlink(missing_ok=True)
+    link.symlink_to(out.name)
+    link.replace(results / LATEST)
+    return out
+
+
+def bench_ring(env=os.environ, run=sample):
+    p = parameters(env)
+    stack = common.stack_name()
+    both = bench.binaries(p, stack)
+    common.need_space(common.BUILD / "results", 64)
+    stopped, out = None, None
+    with images(p) as found:
+        out = new_directory("A-B" if p.qemu_a else stack)
+        first = p.configs[0]
+        bench.write_json(out / "ring.json", {
+            "parameters": dataclasses.asdict(p), "stack": stack,
+            "disk": p.disk or "a file of our own", "binaries": [dataclasses.asdict(b) for b in both],
+            "host": bench.host(), "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}",
+            "command": command(both[0].path, first, p, found[first.storage, first.aio], p.seed)})
+        steps = p.pairs * len(p.configs) * len(ROLES)
+        common.progress(f"{len(p.configs)} configurations x {p.pairs} pairs x (base, base again, series), "
+                        f"{p.seconds:g} s each, {left_text(steps * (p.seconds + WARM_UP + COUNT + 0.6))} "
+                        f"in all, seed {p.seed}; results in {out}")
+        try:
+            measure(p, both, found, out, run)
+        except (KeyboardInterrupt, ToolError) as e:
+            stopped = e
+            common.progress(f"stopped{': ' if str(e) else ''}{e}; what is measured so far:")
+    if not stopped or (out / "runs.jsonl").stat().st_size:
+        show(out)
+    if stopped:
+        raise stopped
+
+
+# -- the results -----------------------------------------------------------------
+
+def metrics(run):
+    calls = run["syscalls"]["per_io"]
+    def of(*names):
+        # without tracepoints there is nothing but write and read
+        return sum(calls.get(n, 0) for n in names) if run["syscalls"]["source"].startswith("perf") else math.nan
+    return {"iops": run["iops"], "cpu": run["cpu_ns_per_io"]["iothread"],
+            "process_cpu": run["cpu_ns_per_io"]["process"], "writes": run["per_io"]["writes"],
+            "p50": run["latency_us"]["p50"], "p99": run["latency_us"]["p99"],
+            "p999": run["latency_us"]["p999"], "interrupts": run["per_io"]["interrupts"],
+            "kicks": run["per_io"]["kicks"], "submits": of("io_submit", "io_uring_enter"),
+            "polls": of("ppoll", "epoll_wait", "epoll_pwait2")}
+
+
+def load(directory):
+    """(ring.json, list of runs with their metrics)."""
+    directory = pathlib.Path(directory)
+    try:
+        info = json.loads((directory / "ring.json").read_text())
+        info["configs"] = [Config(**c) for c in info["parameters"]["configs"]]
+        lines = (directory / "runs.jsonl").read_text().splitlines()
+    except FileNotFoundError as e:
+        raise ToolError(f"{e.filename} is missing; is {directory} a directory of `make bench-ring`?") from e
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ToolError(f"{directory}/ring.json is damaged ({type(e).__name__}: {e})") from e
+    runs = []
+    for n, line in enumerate(lines, 1):
+        try:
+            run = json.loads(line)
+            run["metrics"] = metrics(run)
+            info["configs"][run["config"]]
+            if run["role"] not in ROLES:
+                raise ValueError(f"role {run['role']}")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
+            raise ToolError(f"{directory}/runs.jsonl, line {n} is damaged ({type(e).__name__}: {e}); "
+                            f"remove it to go on without it") from e
+        runs.append(run)
+    if not runs:
+        raise ToolError(f"{directory}: nothing measured, runs.jsonl is empty")
+    return info, runs
+
+
+def analyse(info, runs):
+    """Config -> metric -> values in matched pairs, A/B and A/A ratio, verdict."""
+    table = {}
+    for n, config in enumerate(info["configs"]):
+        by_role = {role: {r["pair"]: r["metrics"] for r in runs if r["config"] == n and r["role"] == role}
+                   for role in ROLES}
+        if not by_role["base"] or not by_role["series"]:
+            continue
+        rows = {}
+        for m, (_, _, more) in METRICS.items():
+            def pick(role, other):
+                pairs = sorted(by_role[role].keys() & by_role[other].keys())
+                return [by_role[role][p][m] for p in pairs]
+            base, series = pick("base", "series"), pick("series", "base")
+            ab, aa = report.paired(base, series), report.paired(pick("base", "base2"), pick("base2", "base"))
+            rows[m] = {"base": base, "series": series, "ab": ab, "aa": aa,
+                       "verdict": report.verdict(ab, aa, more)}
+        table[config] = rows
+    return table
+
+
+def setup(info, runs):
+    p, host = info["parameters"], info["host"]
+    cpus = p["cpus"]
+    busy = sum(r["others"] for r in runs) / len(runs) / host["cpus"]
+    yield (f"{p['rw']} of {p['bs']} bytes, {p['seconds']:g} s, at random; reaction time of the driver "
+           f"{p['reaction_us']:g} us; poll-max-ns {p['poll_max_ns']}; indirect descriptors {p['indirect']}")
+    yield ("fast: tmpfs with O_DIRECT, for io_uring a page-cached file; disk: "
+           f"{info['disk']} with O_DIRECT")
+    yield (f"driver on CPU {cpus['driver']}, IOThread (and the workers of aio=threads) on CPU "
+           f"{cpus['iothread']}; QEMU's main thread stopped and interrupts taken from the eventfds as KVM "
+           f"does, or (main: ...) on the driver's, the IOThread's or a third CPU ({cpus['other']})")
+    yield (f"host: {host['cpus']} CPUs ({host['cpu']}), Linux {host['kernel']}; "
+           f"other processes took {busy:.0%} of it")
+    done = max(r["pair"] for r in runs)
+    yield (f"{done} pairs" + (f" of {p['pairs']} planned" if done < p["pairs"] else "") +
+           f" of fresh processes, order random (seed {p['seed']}); {info['date']}")
+    source = runs[0]["syscalls"]["source"]
+    yield f"system calls counted in a window of their own; {source}"
+    checked = "the disk's data is not verified" if p["disk"] else "data verified in each process"
+    yield checked + (", before and after" if p["rw"] != "read" else "")
+    for b in info["binaries"]:
+        yield f"{b['label']}: {b['version']}, sha256 {b['sha256'][:16]}"
+
+
+def cells(rows, m):
+    form, r = METRICS[m][1], rows[m]
+    return (report.number_text(r["base"], form), report.number_text(r["series"], form),
+            report.ratio_text(r["ab"]), "n/a" if r["ab"]["p"] is None else f"{r['ab']['p']:.3f}",
+            report.ratio_text(r["aa"]), r["verdict"])
+
+
+def text(info, runs, table):
+    a, b = report.labels(info)
+    lines = [*setup(info, runs), ""]
+    widths = (18, 9, 9, 22, 6, 22, 8)
+    def row(values):
+        return " ".join([f"  {values[0]:<{widths[0]}}"] + [f"{v:>{w}}" for v, w in zip(values[1:], widths[1:])])
+    lines.append(row(("", a, b, f"{b}/{a} [95 % CI]", "p", "A/A [95 % CI]", "verdict")))
+    for config, rows in table.items():
+        lines.append(str(config))
+        lines += [row((METRICS[m][0], *cells(rows, m))) for m in TOLD]
+    lines += ["", "verdict: none = the interval holds 1, or the ratio is inside the A/A interval"]
+    return "\n".join(lines)
+
+
+def summary(info, table, most=6):
+    """The paragraph that says what is outside of the noise floor and what is not."""
+    a, b = report.labels(info)
+    text, count, odd = [], 0, 0
+    for m in TOLD:
+        name = METRICS[m][0].split(" [")[0]
+        by_verdict = collections.defaultdict(list)
+        for config, rows in table.items():
+            by_verdict[rows[m]["verdict"]].append((config, rows[m]))
+        parts = []
+        for v in ("better", "worse"):
+            found = by_verdict[v]
+            found.sort(key=lambda item: -abs(math.log(item[1]["ab"]["ratio"])))
+            if found:
+                named = "; ".join(f"{c} {report.ratio_text(r['ab'])}" for c, r in found[:most])
+                more = f"; and {len(found) - most} more" if len(found) > most else ""
+                parts.append(f"{b} {v} in {len(found)} of {len(table)} configurations ({named}{more})")
+        if by_verdict["none"]:
+            parts.append(f"no difference outside of the noise in {len(by_verdict['none'])}")
+        if by_verdict["n/a"]:
+            parts.append(f"not decided (zeros, or fewer than two pairs) in {len(by_verdict['n/a'])}")
+        text.append(f"{name}: {', '.join(parts)}.")
+        for rows in table.values():
+            aa = rows[m]["aa"]
+            count += aa["low"] is not None
+            odd += aa["low"] is not None and not aa["low"] <= 1 <= aa["high"]
+    text.append(f"In the A/A run, where nothing differs, {odd} of {count} intervals leave 1 out "
+                f"(one in twenty is expected).")
+    return " ".join(text)
+
+
+# -- plots ---------------------------------------------------------------------
+
+def panels(table, draw, ylabel, width=9):
+    """A figure with a panel for each storage and irq mode (rows) and engine (columns)."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    rows = list(dict.fromkeys((c.storage, c.irq, c.wait) for c in table))
+    engines = list(dict.fromkeys(c.aio for c in table))
+    keys = sorted({(c.queues, c.event_idx, c.main) for c in table}, key=lambda k: (k[2] != "irqfd", k))
+    legend = 0.2 + 0.2 * math.ceil(len(keys) / 2)
+    height = 0.5 + 2.1 * len(rows) + legend
+    fig = Figure(figsize=(width, height), layout="constrained")
+    fig.get_layout_engine().set(rect=(0, legend / height, 1, 1 - legend / height))
+    grid = fig.subplots(len(rows), len(engines), squeeze=False, sharex=True, sharey=True)
+    depths = sorted({c.qd for c in table})
+    styles = {}
+    for i, key in enumerate(keys):
+        colour = report.BLUE if key[1] == "on" else report.ORANGE
+        styles[key] = {"color": colour, "marker": "osD^v<>"[i % 7],
+                       "ls": "-" if key[0] == min(k[0] for k in keys) else "--",
+                       "alpha": 1 if key[2] == "irqfd" else .5}
+    for (storage, irq, wait), line in zip(rows, grid):
+        for engine, ax in zip(engines, line):
+            for key, style in styles.items():
+                mine = {c.qd: rows_ for c, rows_ in table.items()
+                        if (c.storage, c.irq, c.wait, c.aio) == (storage, irq, wait, engine)
+                        and (c.queues, c.event_idx, c.main) == key}
+                if mine:
+                    draw(ax, sorted(mine), mine, style, keys.index(key) - (len(keys) - 1) / 2)
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(depths, depths)
+            ax.set_xlim(depths[0] / 1.6, depths[-1] * 1.6)
+            if not ax.lines:
+                ax.axis("off")
+                continue
+            ax.set_xticks([], minor=True)
+            ax.tick_params(labelbottom=True)
+            ax.grid(axis="y", lw=.4)
+            ax.set_title(f"{storage}, aio={engine}, irq {irq}", fontsize=8)
+        shown = next(ax for ax in line if ax.axison)
+        shown.set_ylabel(ylabel)
+        shown.tick_params(labelleft=True)
+    names = {k: f"{k[0]} queue{'s' if k[0] > 1 else ''}, event_idx {k[1]}" +
+             ("" if k[2] == "irqfd" else f", main: {k[2]}") for k in keys}
+    fig.legend([Line2D([], [], **styles[k]) for k in keys], names.values(), loc="lower center", ncols=2,
+               frameon=False, fontsize=8)
+    return fig
+
+
+def ratio_drawer(m, table):
+    # an interval of two noisy pairs knows no bounds
+    found = [rows[m]["ab"] for rows in table.values()]
+    low = max(.4, min([.95] + [r["low"] or 1 for r in found]))
+    high = min(2.5, max([1.05] + [r["high"] or 1 for r in found]))
+
+    def draw(ax, depths, mine, style, shift):
+        ax.axhline(1, color="black", lw=.6)
+        ax.set_ylim(low, high)
+        at = [d * 2 ** (shift * .12) for d in depths]
+        for x, d in zip(at, depths):
+            ab, aa = mine[d][m]["ab"], mine[d][m]["aa"]
+            for r, colour, width, order in ((aa, "#dddddd", 5, 1), (ab, style["color"], 1, 2)):
+                if r["low"] is not None:
+                    ax.plot([x, x], [r["low"], r["high"]], color=colour, lw=width, zorder=order,
+                            solid_capstyle="butt")
+        points = [(x, mine[d][m]["ab"]["ratio"]) for x, d in zip(at, depths) if mine[d][m]["ab"]["ratio"]]
+        ax.plot([p[0] for p in points], [p[1] for p in points], ms=4, lw=1, zorder=3, **style)
+    return draw
+
+
+def both_drawer(m):
+    """Absolute values: series filled, base hollow."""
+    def draw(ax, depths, mine, style, shift):
+        at = [d * 2 ** (shift * .12) for d in depths]
+        for side, face in (("base", "white"), ("series", style["color"])):
+            values = [report.middle(mine[d][m][side]) for d in depths]
+            points = [(x, v) for x, v in zip(at, values) if v > 0]
+            ax.plot([p[0] for p in points], [p[1] for p in points], ms=4, lw=.8, markerfacecolor=face, **style)
+        ax.set_yscale("log")
+    return draw
+
+
+def plots(info, table):
+    """[(caption, figure)]; matplotlib is slow to load, so only here."""
+    import matplotlib
+    matplotlib.rcParams.update({"svg.hashsalt": "defer-call", "font.size": 8,
+                                "axes.spines.top": False, "axes.spines.right": False})
+    a, b = report.labels(info)
+    floor = f"lines are 95 % intervals, grey bars the interval of {a} against itself"
+    hollow = f"{b} filled, {a} hollow; log scale"
+    return [(f"IOPS, ratio {b}/{a} over the queue depth; {floor}.",
+             panels(table, ratio_drawer("iops", table), "IOPS ratio")),
+            (f"IOThread CPU time per I/O, ratio {b}/{a} over the queue depth; {floor}.",
+             panels(table, ratio_drawer("cpu", table), "CPU ratio")),
+            (f"write(2) per I/O of the IOThread over the queue depth; {hollow}.",
+             panels(table, both_drawer("writes"), "writes per I/O")),
+            (f"Latency p99 over the queue depth; {hollow}.",
+             panels(table, both_drawer("p99"), "p99 [us]"))]
+
+
+def page(info, runs, table):
+    import html
+    e = html.escape
+    a, b = report.labels(info)
+    head = ("metric", a, b, f"{b}/{a} [95 % CI]", "p", "A/A [95 % CI]", "verdict")
+    tables = ""
+    for config, rows in table.items():
+        tables += f"<h2>{e(str(config))}</h2>\n<table><tr>" + \
+            "".join(f"<th>{e(h)}</th>" for h in head) + "</tr>\n"
+        for m in METRICS:
+            line = (METRICS[m][0], *cells(rows, m))
+            tables += f'<tr class="{line[-1]}">' + "".join(f"<td>{e(v)}</td>" for v in line) + "</tr>\n"
+        tables += "</table>\n"
+    figures = "".join(f"<figure>{report.svg(f)}<figcaption>{e(caption)}</figcaption></figure>\n"
+                      for caption, f in plots(info, table))
+    return report.PAGE.format(title=e(f"Load generator: {a} and {b} ({info['stack']})"),
+                              summary=e(summary(info, table, 100)), figures=figures, tables=tables,
+                              setup="".join(f"<li>{e(line)}</li>" for line in setup(info, runs)),
+                              command=e(" ".join(info["command"])), job="")
+
+
+def show(directory):
+    """Print the table and write report.html beside the results."""
+    info, runs = load(directory)
+    table = analyse(info, runs)
+    if not table:
+        raise ToolError(f"{directory}: no configuration was measured with both binaries")
+    print(text(info, runs, table))
+    print("\n" + textwrap.fill(summary(info, table), 110))
+    out = pathlib.Path(directory).resolve() / "report.html"
+    out.write_text(page(info, runs, table))
+    print(f"\nwith plots: {out}")
+
+
+# -- tests of the instrument, for check.py -----------------------------------------
+
+DOUBLE_WRITES = common.ROOT / "ring" / "doublewrite.c"
+
+
+def _small(**kw):
+    """Parameters of a run that is short and whose counts do not depend on the machine."""
+    env = {"PAIRS": "3", "SECONDS": "0.3", "SEED": "1", "AIO": "threads", "IODEPTH": "1", "QUEUES": "1",
+           "EVENT_IDX": "on", "IRQ": "batch", "STORAGE": "fast", "MAIN": "irqfd"}
+    return parameters({**env, **kw})
+
+
+def _writes(p, found, binaries):
+    """Ratio of write(2) per I/O, second binary to first, and the interval over the pairs."""
+    values = [[], []]
+    config = p.configs[0]
+    image = found[config.storage, config.aio]
+    for pair in range(p.pairs):
+        for n in random.Random(pair).sample((0, 1), 2):
+            values[n].append(sample(binaries[n], config, p, image, pair)["per_io"]["writes"])
+    return report.paired(*values)
+
+
+def check_same(binary):
+    """A/A: one binary against itself shows no difference."""
+    p = _small()
+    with images(p) as found:
+        r = _writes(p, found, [binary, binary])
+    if r["ratio"] is None or not .98 < r["ratio"] < 1.02:
+        raise ToolError(f"a binary against itself: write(2) per I/O {report.ratio_text(r)}, 1 expected")
+
+
+def check_slowed(binary):
+    """A binary with an extra write for each notification is found."""
+    p = _small()
+    shim = common.BUILD / "ring" / "doublewrite.so"
+    compile_c(DOUBLE_WRITES, shim, ["-shared", "-fPIC"])
+    with images(p) as found, tempfile.TemporaryDirectory() as directory:
+        slowed = pathlib.Path(directory) / "qemu-slowed"
+        slowed.write_text(f'#!/bin/sh\nLD_PRELOAD="{shim}" exec "{binary}" "$@"\n')
+        slowed.chmod(0o755)
+        r = _writes(p, found, [binary, str(slowed)])
+    if r["low"] is None or not 1.9 < r["ratio"] < 2.1 or r["low"] <= 1:
+        raise ToolError(f"a doubled write was not found: write(2) per I/O {report.ratio_text(r)}, 2 expected")
+
+
+def check_corruption(binary):
+    """One wrong byte in the image is found, and its sector is named."""
+    p = _small(IODEPTH="16", QUEUES="2")
+    config, sector = p.configs[0], 4711
+    with images(p) as found:
+        image = found[config.storage, config.aio]
+        fd = os.open(image.path, os.O_RDWR)
+        try:
+            byte = os.pread(fd, 1, sector * 512 + 99)
+            os.pwrite(fd, bytes([byte[0] ^ 1]), sector * 512 + 99)
+        finally:
+            os.close(fd)
+        try:
+            sample(binary, config, p, image, 1)
+        except ToolError as e:
+            if f"data corruption: sector {sector} " not in str(e):
+                raise
+            return
+    raise ToolError(f"a wrong byte in sector {sector} of the image was not found")
+
+
+def main():
+    if sys.argv[1:2] == ["show"] and len(sys.argv) <= 3:
+        directory = pathlib.Path(sys.argv[2] if len(sys.argv) == 3 else common.BUILD / "results" / LATEST)
+        return show(directory)
+    if len(sys.argv) > 1:
+        raise ToolError("usage: ring.py, or ring.py show [DIRECTORY]")
+    p = parameters(os.environ)          # nonsense shall not wait until QEMU is built
+    if not p.qemu_a:
+        common.stack_name()
+        build.main()
+    return bench_ring()
+
+
+if __name__ == "__main__":
+    common.main(main)
