@@ -72,12 +72,12 @@ static struct {
     enum irq irq;
     enum wait_for wait;
     enum kick kick;
-    uint64_t reaction_ns, poll_max_ns, verify_blocks, seed, pattern_seed;
+    uint64_t reaction_ns, poll_max_ns, verify_blocks, min_ios, seed, pattern_seed;
     int iothread_cpu, main_cpu, driver_cpu;
 } opt = {
     .machine = "pc-i440fx-7.2", .aio = "native", .cache_direct = true, .event_idx = true,
     .indirect = true, .qd = 64, .queues = 1, .batch = 64, .bs = 4096, .seconds = 2,
-    .warmup = 0.5, .count_seconds = 0.5, .timeout = 10, .reaction_ns = 1000, .verify_blocks = 4096,
+    .warmup = 0.5, .count_seconds = 0.5, .timeout = 10, .reaction_ns = 1000, .verify_blocks = 4096, .min_ios = 1,
     .iothread_cpu = -1, .main_cpu = -1, .driver_cpu = -1, .seed = 1,
 };
 
@@ -90,8 +90,13 @@ static volatile sig_atomic_t signalled;
 static void end_qemu(void)
 {
     if (qemu_pid > 0) {
+        pid_t ended;
+
         kill(qemu_pid, SIGKILL);
-        waitpid(qemu_pid, NULL, 0);
+        /* a traced thread has to be waited for before its process */
+        do {
+            ended = waitpid(-1, NULL, __WALL);
+        } while (ended != qemu_pid && (ended > 0 || errno == EINTR));
         qemu_pid = 0;
     }
 }
@@ -788,13 +793,18 @@ static void submit(struct queue *q, unsigned id, uint64_t block, bool write, uin
     q->in_flight++;
 }
 
+static void qtest_kick(struct queue *q)
+{
+    qtest("writew 0x%llx %u", (unsigned long long)q->notify_address, q->index);
+}
+
 static void kick(struct queue *q)
 {
     static const uint64_t one = 1;
 
     count.kicks++;
     if (q->kick_fd < 0) {
-        qtest("writew 0x%llx %u", (unsigned long long)q->notify_address, q->index);
+        qtest_kick(q);
     } else if (write(q->kick_fd, &one, sizeof(one)) != sizeof(one)) {
         die("kick of queue %u: %s", q->index, strerror(errno));
     }
@@ -1065,8 +1075,7 @@ static void run(double seconds)
         if (round % 64 == 0) {
             uint64_t now = now_ns();
 
-            /* on a crowded machine even a second may pass without anything */
-            if (job.endless && now >= end && count.done != before) {
+            if (job.endless && now >= end && count.done - before >= opt.min_ios) {
                 break;
             }
             if (count.done != done) {
@@ -1178,6 +1187,14 @@ static bool readable(struct pollfd *p)
     return poll(p, 1, 0) == 1;
 }
 
+/* What an eventfd has counted; QEMU's are nonblocking, and somebody else may be quicker. */
+static uint64_t take_eventfd(struct pollfd *p)
+{
+    uint64_t value;
+
+    return readable(p) && read(p->fd, &value, sizeof(value)) == sizeof(value) ? value : 0;
+}
+
 static void close_unused(struct pollfd *copies, unsigned n)
 {
     while (n--) {
@@ -1212,28 +1229,28 @@ static void stop_thread(const char *what, pid_t tid)
 static void find_kick_fds(const bool *before)
 {
     static struct pollfd copies[MAX_FDS];
-    static bool was_readable[MAX_FDS];
+    static uint64_t taken[MAX_FDS];
     unsigned n = copy_eventfds(before, copies);
-    uint64_t value;
 
     stop_thread("IOThread", iothread_tid);
     for (unsigned i = 0; i < opt.queues; i++) {
         for (unsigned c = 0; c < n; c++) {
-            was_readable[c] = readable(&copies[c]);
+            taken[c] += take_eventfd(&copies[c]);
         }
-        kick(&queues[i]);
+        qtest_kick(&queues[i]);
         for (unsigned c = 0; c < n; c++) {
-            if (!was_readable[c] && readable(&copies[c])) {
+            if (take_eventfd(&copies[c])) {
                 queues[i].kick_fd = copies[c].fd;
             }
         }
-        if (queues[i].kick_fd < 0 || read(queues[i].kick_fd, &value, sizeof(value)) < 0) {
+        if (queues[i].kick_fd < 0) {
             die("the ioeventfd of queue %u is not to be found; --kick qtest does without", i);
         }
     }
-    /* the device looks into all queues once when it starts; we may have taken that */
-    for (unsigned i = 0; i < opt.queues; i++) {
-        kick(&queues[i]);
+    for (unsigned c = 0; c < n; c++) {
+        if (taken[c] && write(copies[c].fd, &taken[c], sizeof(taken[c])) < 0) {
+            die("write to an eventfd of QEMU: %s", strerror(errno));
+        }
     }
     if (ptrace(PTRACE_DETACH, iothread_tid, 0, 0)) {
         die("cannot let QEMU's IOThread go on: ptrace: %s", strerror(errno));
@@ -1263,45 +1280,45 @@ static void stop_main_thread(void)
 }
 
 /*
- * Find the eventfd of each queue's interrupt: the one that is readable and stays
- * so after a request, now that the main thread no longer reads it.
+ * Find the eventfd of each queue's interrupt: after some requests, one at a time,
+ * it has counted nearly all of them, now that the main thread no longer reads
+ * it.  The others are read by the IOThread again and again.
  */
 static void find_irq_fds(const bool *before)
 {
+    enum { REQUESTS = 8, NEARLY = 6, FEW = 2, TRIES = 50 };
     static struct pollfd copies[MAX_FDS];
     unsigned n = copy_eventfds(before, copies);
-    uint64_t value;
 
     for (unsigned i = 0; i < opt.queues; i++) {
         struct queue *q = &queues[i];
 
-        /* others (Linux AIO, aio_notify) are readable for a moment only */
-        for (int same = 0, last = -1, tries = 0; same < 3; tries++) {
-            int found = -1, number = 0;
+        for (int tries = 0; q->irq_fd < 0; tries++) {
+            unsigned nearly = 0, between = 0;
 
-            if (tries == 100) {
-                die("--irqfd on: the eventfd of queue %u's interrupt is not to be found", i);
-            }
-            if (last >= 0 && read(copies[last].fd, &value, sizeof(value)) < 0) {
-                die("--irqfd on: read of an eventfd: %s", strerror(errno));
-            }
-            one_request(q);
-            usleep(2000 + 1000 * tries);
             for (unsigned c = 0; c < n; c++) {
-                if (readable(&copies[c])) {
-                    found = c;
-                    number++;
+                take_eventfd(&copies[c]);
+            }
+            for (unsigned r = 0; r < REQUESTS; r++) {
+                one_request(q);
+                usleep(100 + 1000 * tries);
+            }
+            for (unsigned c = 0; c < n; c++) {
+                uint64_t counted = take_eventfd(&copies[c]);
+
+                if (counted >= NEARLY) {
+                    nearly++;
+                    q->irq_fd = copies[c].fd;
+                }
+                between += counted > FEW && counted < NEARLY;
+            }
+            if (nearly != 1 || between) {
+                q->irq_fd = -1;
+                if (tries == TRIES) {
+                    die("--irqfd on: the eventfd of queue %u's interrupt is not to be found", i);
                 }
             }
-            if (number != 1) {
-                found = -1;
-            }
-            same = found < 0 ? 0 : found == last ? same + 1 : 1;
-            last = found;
-            q->irq_fd = found < 0 ? -1 : copies[found].fd;
         }
-        take_interrupts(q);
-        q->interrupted = false;
     }
     close_unused(copies, n);
 }
@@ -1483,6 +1500,7 @@ static const char usage[] =
     "  --kick eventfd|qtest\n"
     "  --iothread-cpu N  --main-cpu N  --driver-cpu N\n"
     "  --seconds T  --warmup T  --count-seconds T  --timeout T\n"
+    "  --min-ios N           a window is longer if fewer requests were finished in it\n"
     "  --verify BLOCKS|all|none  --seed N  --pattern-seed N\n";
 
 static double number(const char *name, const char *text, double low, double high, bool whole)
@@ -1536,7 +1554,7 @@ static void parse_options(int argc, char **argv)
     enum {
         QEMU = 256, IMAGE, AIO, MACHINE, QEMU_ARG, CACHE_DIRECT, POLL, QD, QUEUES, BATCH, BS, RW, EVENT_IDX,
         INDIRECT, IRQ, IRQFD, WAIT, REACTION, KICK, IOTHREAD_CPU, MAIN_CPU, DRIVER_CPU, SECONDS, WARMUP,
-        COUNT_SECONDS, TIMEOUT, VERIFY, SEED, PATTERN_SEED, FILL, HELP
+        COUNT_SECONDS, TIMEOUT, MIN_IOS, VERIFY, SEED, PATTERN_SEED, FILL, HELP
     };
     static const struct option options[] = {
         { "qemu", 1, 0, QEMU }, { "image", 1, 0, IMAGE }, { "aio", 1, 0, AIO }, { "machine", 1, 0, MACHINE },
@@ -1546,7 +1564,8 @@ static void parse_options(int argc, char **argv)
         { "irq", 1, 0, IRQ }, { "irqfd", 1, 0, IRQFD }, { "wait", 1, 0, WAIT }, { "reaction-us", 1, 0, REACTION }, { "kick", 1, 0, KICK },
         { "iothread-cpu", 1, 0, IOTHREAD_CPU }, { "main-cpu", 1, 0, MAIN_CPU },
         { "driver-cpu", 1, 0, DRIVER_CPU }, { "seconds", 1, 0, SECONDS }, { "warmup", 1, 0, WARMUP },
-        { "count-seconds", 1, 0, COUNT_SECONDS }, { "timeout", 1, 0, TIMEOUT }, { "verify", 1, 0, VERIFY },
+        { "count-seconds", 1, 0, COUNT_SECONDS }, { "timeout", 1, 0, TIMEOUT },
+        { "min-ios", 1, 0, MIN_IOS }, { "verify", 1, 0, VERIFY },
         { "seed", 1, 0, SEED }, { "pattern-seed", 1, 0, PATTERN_SEED }, { "fill", 0, 0, FILL },
         { "help", 0, 0, HELP }, { 0 }
     };
@@ -1601,6 +1620,7 @@ static void parse_options(int argc, char **argv)
         case WARMUP: opt.warmup = number(name, optarg, 0, 3600, false); break;
         case COUNT_SECONDS: opt.count_seconds = number(name, optarg, 0.01, 3600, false); break;
         case TIMEOUT: opt.timeout = number(name, optarg, 0.1, 3600, false); break;
+        case MIN_IOS: opt.min_ios = number(name, optarg, 1, 1e9, true); break;
         case VERIFY:
             opt.verify_blocks = !strcmp(optarg, "all") ? UINT64_MAX : !strcmp(optarg, "none") ? 0
                 : number(name, optarg, 0, 1e12, true);

@@ -2,13 +2,15 @@
 
 import contextlib
 import io
+import os
 import pathlib
 import sys
 import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
-import check
+import check        # noqa: E402
+import common       # noqa: E402
 
 RACE = """==================
 WARNING: ThreadSanitizer: data race (pid=7)
@@ -56,11 +58,11 @@ class Tap(unittest.TestCase):
         self.assertEqual(self.judge("Bail out!\n"), (0, ["t"]))
 
 
-class Environment(unittest.TestCase):
+class Setenv(unittest.TestCase):
     def test_is_as_before_afterwards(self):
-        with check.environment(DEFER_CALL_DELAY="1"):
-            self.assertEqual(check.os.environ["DEFER_CALL_DELAY"], "1")
-        self.assertNotIn("DEFER_CALL_DELAY", check.os.environ)
+        with common.setenv(DEFER_CALL_DELAY="1"):
+            self.assertEqual(os.environ["DEFER_CALL_DELAY"], "1")
+        self.assertNotIn("DEFER_CALL_DELAY", os.environ)
 
 
 if __name__ == "__main__":

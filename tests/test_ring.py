@@ -70,7 +70,7 @@ class Parameters(unittest.TestCase):
                     {"IRQ": "sometimes"}, {"WAIT": "never"}, {"WAIT": "irq"}, {"MAIN": "moon"},
                     {"MAIN": "other"}, {"STORAGE": "tape"}, {"PAIRS": "0"}, {"PAIRS": "2.5"},
                     {"SECONDS": "0"}, {"SECONDS": "nan"}, {"RW": "randread"}, {"RW": "mix:101"},
-                    {"BS": "100"}, {"BS": "2m"}, {"BATCH": "0"}, {"REACTION_US": "-1"},
+                    {"BS": "100"}, {"BS": "2m"}, {"BATCH": "0"}, {"MIN_IOS": "0"}, {"REACTION_US": "-1"},
                     {"POLL_MAX_NS": "x"}, {"INDIRECT": "perhaps"}, {"SEED": "-1"}, {"CPUS": "0"},
                     {"CPUS": "0 0"}, {"CPUS": "0 7"}, {"DISK": "/nonexistent"}, {"DISK": "/dev/null"},
                     {"QEMU_A": "/bin/true"}, {"QEMU_B": "/bin/true"}, {"QUICK": "1", "AIO": "native"},

@@ -5,7 +5,6 @@ ONLY= names the parts to run (default: all): tools series patches unit
 sanitizers tsan qtest iotests faults guest stress soak.
 """
 
-import contextlib
 import errno
 import json
 import os
@@ -25,7 +24,7 @@ import series
 import source
 import soak
 import stress
-from common import ToolError, git, progress
+from common import ToolError, git, setenv, progress
 
 LOGS = common.BUILD / "check"
 
@@ -37,14 +36,18 @@ UNIT_TESTS = ["test-aio", "test-aio-multithread", "test-bdrv-drain", "test-bdrv-
 # What machine type "pc" loads at its start in QEMU's own tests.
 FIRMWARE = ["/usr/share/seabios/bios-256k.bin", "/usr/share/seabios/vgabios-stdvga.bin",
             "/usr/lib/ipxe/qemu/efi-e1000.rom", guest.GUEST / "firmware/kvmvapic.bin"]
-NOTIFY_TEST = "tests/qtest/virtio-notify-test"      # the series' own
+# For tests/hooks.patch: sections end late, always or every fourth time; without the lock
+# that keeps the main thread away while the sections of linux-aio and io_uring end; and
+# without the barrier, which must be noticed.
+LATE = {"DEFER_CALL_DELAY": "20000/4"}
+UNLOCKED = {"DEFER_CALL_DELAY": "20000/1", "DEFER_CALL_DELAY_UNLOCKED": "1"}
+NO_BARRIER = {**UNLOCKED, "DEFER_CALL_NO_BARRIER": "1"}
 # Arguments of QEMU's iotests runner, which tests (a group, or words that their source
 # has), and how many have to run; tests to leave out, with the reason.
 TOUCHED = "iothread|throttl|mirror|commit|blkdebug"     # nested event loops and drains
 IOTESTS = [(["-raw"], "quick", 50), (["-raw", "-i", "native", "-c", "none"], "quick", 50),
            (["-raw", "-i", "io_uring", "-c", "none"], "quick", 50),
            (["-raw"], TOUCHED, 25), (["-qcow2"], TOUCHED, 65)]
-WIDE = []
 IOTESTS_OUT = {"307": "fails on the base too: QMP's python library loses a race when QEMU quits"}
 
 
@@ -185,43 +188,26 @@ def check_unit(results, stack):
         results.add(f"unit {name}", problem)
 
 
-@contextlib.contextmanager
-def environment(**variables):
-    """Set for every process that is started meanwhile."""
-    old = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-
-
-def sanitized(stack):
-    """The series with the hooks for tests, ASan, UBSan and the checks of a debug build."""
-    commit = build.hooked(stack, series.update_tree(stack)[1])
-    args = [*build.configure_arguments(), "--enable-sanitizers", "--enable-debug-mutex"]
-    return build.build_side(stack, "sanitizers", commit, ["qemu-system-x86_64", "qemu-img", NOTIFY_TEST,
-                            "tests/unit/test-defer-call"], args)
-
-
 def check_sanitizers(results, stack):
-    """The new tests with ASan, UBSan, LSan and the checks of a debug build."""
-    directory = sanitized(stack)
+    """The new tests with ASan, UBSan, LSan, the checks of a debug build, and sections that end late."""
+    directory = build.sanitized(stack)
+    put_firmware(directory)
     log = LOGS / "sanitizers.log"
-    with environment(UBSAN_OPTIONS="halt_on_error=1"):
+    with setenv(UBSAN_OPTIONS="halt_on_error=1"):
         status = command([directory / "tests/unit/test-defer-call", "--tap", "-k"], log, 300, cwd=directory)
         results.tap("sanitizers", log, ["/defer-call/misuse/yield", "/defer-call/random"])
         if status:
             results.add("sanitizers exit status", f"{status}, see {log}")
-    put_firmware(directory)
-    # QEMU leaks at its end, whether with the series or without
-    with environment(ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="halt_on_error=1"):
-        for delay in WIDE:
-            with environment(**delay):
-                pass
+        for name, hooks in [("late", LATE), ("unlocked", UNLOCKED)]:
+            with setenv(**hooks):
+                results.tap(f"sanitizers {name}", notify_test(f"sanitizers notify {name}", directory))
+        for aio in guest.AIO:
+            def notices():
+                with setenv(**NO_BARRIER):
+                    log = notify_test(f"no barrier {aio}", directory, "-p", f"/x86_64/virtio-notify/blk/{aio}/stop")
+                if "notification lost" not in log.read_text(errors="replace"):
+                    raise ToolError(f"nothing was lost without the barrier, so the test is too weak, see {log}")
+            results.do(f"sanitizers {aio}: without the barrier a lost notification is noticed", notices)
 
 
 def races(text, files):
@@ -261,14 +247,14 @@ def put_firmware(directory):
 def notify_test(prefix, directory, *args, timeout=600):
     """Run the series' own qtest; its log."""
     log = LOGS / f"{prefix.replace(' ', '-')}.log"
-    with environment(QTEST_QEMU_BINARY="./qemu-system-x86_64", QTEST_QEMU_IMG="./qemu-img"):
-        command([NOTIFY_TEST, "--tap", "-k", *args], log, timeout, cwd=directory)
+    with setenv(QTEST_QEMU_BINARY="./qemu-system-x86_64", QTEST_QEMU_IMG="./qemu-img"):
+        command([build.NOTIFY_TEST, "--tap", "-k", *args], log, timeout, cwd=directory)
     return log
 
 
 def check_qtest(results, stack):
     """Tests with a driver, but no guest (libqos): QEMU's own of virtio-blk and virtio-scsi, and the new one."""
-    directory = built(stack, ["tests/qtest/qos-test", NOTIFY_TEST])
+    directory = built(stack, ["tests/qtest/qos-test", build.NOTIFY_TEST])
     put_firmware(directory)
     env = {**build.environment(directory.parent), "QTEST_QEMU_BINARY": "./qemu-system-x86_64",
            "QTEST_QEMU_IMG": "./qemu-img", "G_TEST_DBUS_DAEMON": "/bin/false",
@@ -336,7 +322,7 @@ def refused(directory, library, engine, every, depth):
     with open(image, "wb") as f:
         f.truncate(64 << 20)
     option = {"native": ["-n"], "io_uring": ["-i", "io_uring"]}[engine]
-    with environment(LD_PRELOAD=str(library), REFUSE_EVERY=str(every)):
+    with setenv(LD_PRELOAD=str(library), REFUSE_EVERY=str(every)):
         status = command([directory / "qemu-img", "bench", "-t", "none", *option, "-d", str(depth), "-c", "2000",
                           "-f", "raw", image], log, 30)
     if status:
@@ -362,8 +348,7 @@ def check_faults(results, stack):
             raise
         raise ToolError("all submissions were refused and nobody noticed")
     results.do("faults: requests that never end are noticed", notices)
-    guest.build_image()
-    faults.check_faults(results, directory)
+    faults.check_faults(results, directory / "qemu-system-x86_64")
 
 
 # -- a guest that writes and verifies --------------------------------------------
@@ -460,6 +445,11 @@ def check_stress(results, stack):
         results.do(f"stress {driver} threads: {STRESS_ROUNDS} rounds of stop and cont",
                    stress.stress, binary, "threads", driver, STRESS_ROUNDS)
 
+    with setenv(**stress.LATE):
+        results.do(f"stress virtio-blk-pci threads: {stress.LATE_ROUNDS} rounds, every 64th section ends 20 ms late, "
+                   f"with sanitizers", stress.stress, build.sanitized(stack) / "qemu-system-x86_64", "threads",
+                   "virtio-blk-pci", stress.LATE_ROUNDS)
+
     def notices():
         disk = stress.LOGS / "disk.raw"
         with guest.Guest(binary, [guest.Disk(str(disk), aio="threads", read_only=True)],
@@ -479,10 +469,12 @@ def check_stress(results, stack):
 
 
 def check_soak(results, stack):
-    """Two minutes of make soak."""
+    """Two minutes of make soak, and what it must notice."""
     guest.build_image()
     binary = built(stack) / "qemu-system-x86_64"
     results.do("soak: 2 minutes", soak.soak, binary, 2)
+    for sabotage in soak.SABOTAGE:
+        results.do(f"soak: {sabotage} is noticed", soak.must_notice, binary, sabotage)
 
 
 PARTS = {"tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit,

@@ -1,5 +1,6 @@
 """What every tool needs: where things lie, how to run commands, how to fail."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -65,6 +66,20 @@ def run(cmd, log=None, **kw):
         said = (p.stderr.strip() or p.stdout.strip() or "said nothing").splitlines()
         raise ToolError(f"{' '.join(cmd[:4])} failed with {p.returncode}: {said[-1]}")
     return p.stdout
+
+
+@contextlib.contextmanager
+def setenv(**variables):
+    """Set for every process that is started meanwhile."""
+    old = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 # What the person's git is set to (line endings, signing, hooks, templates)

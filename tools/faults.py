@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 import time
 
 import common
@@ -181,43 +180,12 @@ def cut_and_read(vm, dev, path, figures):
     # All of it; then, again and again, the one request that is cut in two
     start = ODD_SIZE // (64 << 10) * 64
     for what, size in [(f"--size={SIZE}m", SIZE * MIB),
-                       (f"--bs=64k --iodepth=1 --offset={start}k --size=64k --loops={LOOPS}", LOOPS << 16)]:
+                       (f"--bs=64k --iodepth=1 --offset={start}k --size=64k --io_size={LOOPS * 64}k", LOOPS << 16)]:
         done = fio(vm, dev, "--rw=randread " + what)
         if done["error"] or done["read"] != size:
             raise ToolError(f"fio read {done['read']} of {size} bytes and ended with {os.strerror(done['error'])}")
     figures["MiB read beyond the end of a file"] += 4 * (SIZE - ODD_SIZE / MIB)
     figures["reads across the end of a file"] += LOOPS + 3
-
-
-class Rejected:
-    """a system call of five that submits is rejected"""
-
-    # io_submit(2) returns EAGAIN when its ring is full; io_uring_enter(2) is interrupted
-    CALLS = {"native": "io_submit:error=EAGAIN", "io_uring": "io_uring_enter:error=EINTR"}
-
-    def __init__(self, directory, aio, driver, qemu_img):
-        self.disk = guest.Disk(new_file(directory / f"rejected-{driver}.raw"), aio=aio, driver=driver)
-        self.call, self.log = self.CALLS[aio], directory / "strace"
-
-    def run(self, vm, dev, figures):
-        tid = vm.iothread_tid(vm.disks.index(self.disk))
-        command = ["strace", "-p", str(tid), "-e", f"trace={self.call.split(':')[0]}",
-                   "-e", f"inject={self.call}:when=3+5", "-o", str(self.log)]
-        try:
-            strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        except FileNotFoundError:
-            raise ToolError("command strace not found; run `make install`") from None
-        with strace:
-            try:
-                if "attached" not in (said := strace.stderr.readline()):
-                    raise ToolError(f"strace cannot trace QEMU: {said.strip()}")
-                must_verify(fio(vm, dev, VERIFY + HALF), SIZE // 2)
-            finally:
-                strace.terminate()
-        rejected = self.log.read_text().count("(INJECTED)")
-        if not rejected:
-            raise ToolError("nothing was submitted, so nothing was rejected")
-        figures["submissions rejected"] += rejected
 
 
 class Short:
@@ -247,7 +215,7 @@ class Backing:
         cut_and_read(vm, dev, self.path, figures)
 
 
-CASES = [Report, Stop, Rings, Rejected, Short, Backing]
+CASES = [Report, Stop, Rings, Short, Backing]
 
 
 def check_faults(results, binary, engines=guest.AIO, cases=CASES):
@@ -259,8 +227,7 @@ def check_faults(results, binary, engines=guest.AIO, cases=CASES):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         made = [case(directory, aio, driver, pathlib.Path(binary).parent / "qemu-img")
-                for driver in guest.DRIVERS for case in cases
-                if case is not Rejected or aio in Rejected.CALLS]
+                for driver in guest.DRIVERS for case in cases]
 
         def all_cases():
             with guest.Guest(binary, [c.disk for c in made], vcpus=RINGS_JOBS, memory=1024,
