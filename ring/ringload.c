@@ -626,7 +626,6 @@ struct queue {
 
 static struct queue *queues;
 static uint64_t blocks, features;
-static unsigned device_queue_size;
 
 /* What is counted; the windows take differences. */
 static struct counts {
@@ -657,13 +656,13 @@ static inline void arm(struct queue *q)
 
 static void set_up_queue(struct queue *q, unsigned index)
 {
-    unsigned size = queue_size();
+    unsigned size = queue_size(), most;
     uint64_t rings, slots, data;
 
     qtest("writew 0x%llx %u", (unsigned long long)COMMON(queue_select), index);
-    device_queue_size = qtest("readw 0x%llx", (unsigned long long)COMMON(queue_size));
-    if (device_queue_size < size) {
-        die("the device's queue %u has %u entries, %u needed", index, device_queue_size, size);
+    most = qtest("readw 0x%llx", (unsigned long long)COMMON(queue_size));
+    if (most < size) {
+        die("the device's queue %u has %u entries, %u needed", index, most, size);
     }
     q->index = index;
     q->kick_fd = q->irq_fd = -1;
@@ -890,7 +889,9 @@ static double percentile_us(double p)
             unsigned top = i < STEPS ? 0 : i / (STEPS / 2) - 1;
             double low = top ? (double)((uint64_t)(i - top * (STEPS / 2)) << top) : i;
 
-            return (low + (double)(1ull << top) / 2) / 1000;
+            double middle = low + (double)(1ull << top) / 2;
+
+            return (middle < latency_most ? middle : latency_most) / 1000;
         }
     }
     return 0;
@@ -1444,16 +1445,19 @@ static void print_result(struct figures a, struct figures b, struct figures c, s
 
     printf("{\"parameters\": {\"aio\": \"%s\", \"cache_direct\": %s, \"qd\": %u, \"queues\": %u, \"batch\": %u, "
            "\"write_percent\": %u, \"bs\": %u, \"seconds\": %g, \"warmup\": %g, \"event_idx\": %s, "
-           "\"indirect\": %s, \"irq\": \"%s\", \"irqfd\": %s, \"wait\": \"%s\", \"kick\": \"%s\", \"reaction_us\": %g, "
-           "\"poll_max_ns\": %llu, \"machine\": \"%s\", \"iothread_cpu\": %d, \"main_cpu\": %d, "
+           "\"indirect\": %s, \"irq\": \"%s\", \"irqfd\": %s, \"wait\": \"%s\", \"kick\": \"%s\", "
+           "\"reaction_us\": %g, \"count_seconds\": %g, \"min_ios\": %llu, \"poll_max_ns\": %llu, "
+           "\"machine\": \"%s\", \"iothread_cpu\": %d, \"main_cpu\": %d, "
            "\"driver_cpu\": %d, \"seed\": %llu, \"pattern_seed\": %llu},\n",
            opt.aio, opt.cache_direct ? "true" : "false", opt.qd, opt.queues, opt.batch, opt.write_percent,
            opt.bs, opt.seconds, opt.warmup, opt.event_idx ? "true" : "false", opt.indirect ? "true" : "false",
-           irq_names[opt.irq], opt.irqfd ? "true" : "false", wait_names[opt.wait], kick_names[opt.kick], opt.reaction_ns / 1e3,
+           irq_names[opt.irq], opt.irqfd ? "true" : "false", wait_names[opt.wait], kick_names[opt.kick],
+           opt.reaction_ns / 1e3, opt.count_seconds, (unsigned long long)opt.min_ios,
            (unsigned long long)opt.poll_max_ns, opt.machine, opt.iothread_cpu, opt.main_cpu, opt.driver_cpu,
            (unsigned long long)opt.seed, (unsigned long long)opt.pattern_seed);
-    printf(" \"device\": {\"features\": \"0x%llx\", \"queue_size\": %u, \"blocks\": %llu}, \"verified_blocks\": %llu,\n",
-           (unsigned long long)features, queue_size(), (unsigned long long)blocks, (unsigned long long)verified);
+    printf(" \"device\": {\"features\": \"0x%llx\", \"queue_size\": %u, \"blocks\": %llu}, "
+           "\"verified_blocks\": %llu,\n", (unsigned long long)features, queue_size(),
+           (unsigned long long)blocks, (unsigned long long)verified);
     printf(" \"seconds\": %.6f, \"ios\": %.0f, \"writes\": %llu, \"iops\": %.1f,\n", s, n,
            (unsigned long long)(b.count.writes - a.count.writes), n / s);
     printf(" \"latency_us\": {\"mean\": %.3f, \"p50\": %.3f, \"p99\": %.3f, \"p999\": %.3f, \"max\": %.3f},\n",
@@ -1561,7 +1565,8 @@ static void parse_options(int argc, char **argv)
         { "qemu-arg", 1, 0, QEMU_ARG }, { "cache-direct", 1, 0, CACHE_DIRECT }, { "poll-max-ns", 1, 0, POLL },
         { "qd", 1, 0, QD }, { "queues", 1, 0, QUEUES }, { "batch", 1, 0, BATCH }, { "bs", 1, 0, BS },
         { "rw", 1, 0, RW }, { "event-idx", 1, 0, EVENT_IDX }, { "indirect", 1, 0, INDIRECT },
-        { "irq", 1, 0, IRQ }, { "irqfd", 1, 0, IRQFD }, { "wait", 1, 0, WAIT }, { "reaction-us", 1, 0, REACTION }, { "kick", 1, 0, KICK },
+        { "irq", 1, 0, IRQ }, { "irqfd", 1, 0, IRQFD }, { "wait", 1, 0, WAIT },
+        { "reaction-us", 1, 0, REACTION }, { "kick", 1, 0, KICK },
         { "iothread-cpu", 1, 0, IOTHREAD_CPU }, { "main-cpu", 1, 0, MAIN_CPU },
         { "driver-cpu", 1, 0, DRIVER_CPU }, { "seconds", 1, 0, SECONDS }, { "warmup", 1, 0, WARMUP },
         { "count-seconds", 1, 0, COUNT_SECONDS }, { "timeout", 1, 0, TIMEOUT },

@@ -13,6 +13,8 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import functools
+import html
 import itertools
 import json
 import math
@@ -257,8 +259,12 @@ def own_disk(p):
 # -- the load generator and its images -------------------------------------------
 
 def ringload():
-    """Compile ring/ringload.c if it is newer than the program; the program."""
-    program = common.BUILD / "ring" / "ringload"
+    """The program, compiled if its source is newer, and no more than once in a measurement."""
+    return compiled(common.BUILD / "ring" / "ringload")
+
+
+@functools.cache
+def compiled(program):
     compile_c(SOURCE, program, [])
     return program
 
@@ -705,7 +711,6 @@ def plots(info, table):
 
 
 def page(info, runs, table):
-    import html
     e = html.escape
     a, b = report.labels(info)
     head = ("metric", a, b, f"{b}/{a} [95 % CI]", "p", "A/A [95 % CI]", "verdict")
