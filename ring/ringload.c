@@ -27,7 +27,6 @@
 #include <linux/virtio_ids.h>
 #include <linux/virtio_pci.h>
 #include <linux/virtio_ring.h>
-#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -1118,30 +1117,65 @@ static uint64_t first_number(const char *path, const char *after)
 /* -- kicks and interrupts: QEMU's own eventfds ------------------------------------------------ */
 
 enum { MAX_FDS = 4096 };
+#define NO_EVENTFD UINT64_MAX
 
-/* Mark the descriptors of QEMU that are eventfds. */
-static void list_eventfds(bool *is_eventfd)
+/* What each eventfd of QEMU has counted, by its descriptor there. */
+static void read_eventfds(uint64_t *counted)
 {
-    char path[64], target[64];
+    char path[64];
     struct dirent *e;
     DIR *d;
 
-    memset(is_eventfd, 0, MAX_FDS * sizeof(bool));
-    snprintf(path, sizeof(path), "/proc/%d/fd", qemu_pid);
+    for (int fd = 0; fd < MAX_FDS; fd++) {
+        counted[fd] = NO_EVENTFD;
+    }
+    snprintf(path, sizeof(path), "/proc/%d/fdinfo", qemu_pid);
     d = opendir(path);
     if (!d) {
         die("%s: %s", path, strerror(errno));
     }
     while ((e = readdir(d))) {
-        ssize_t n = readlinkat(dirfd(d), e->d_name, target, sizeof(target) - 1);
-        int fd = atoi(e->d_name);
+        char text[512], *at;
+        int fd = atoi(e->d_name), file = openat(dirfd(d), e->d_name, O_RDONLY | O_CLOEXEC);
+        ssize_t n = file < 0 ? 0 : read(file, text, sizeof(text) - 1);
 
-        target[n > 0 ? n : 0] = 0;
-        if (fd < MAX_FDS && !strcmp(target, "anon_inode:[eventfd]")) {
-            is_eventfd[fd] = true;
+        close(file);
+        text[n > 0 ? n : 0] = 0;
+        at = strstr(text, "eventfd-count:");
+        if (at && fd < MAX_FDS) {
+            counted[fd] = strtoull(at + strlen("eventfd-count:"), NULL, 16);
         }
     }
     closedir(d);
+}
+
+/* The one eventfd that has counted at least so many in between, or -1. */
+static int which_eventfd(const uint64_t *before, const uint64_t *after, int64_t least)
+{
+    int found = -1;
+
+    for (int fd = 0; fd < MAX_FDS; fd++) {
+        if (before[fd] != NO_EVENTFD && after[fd] != NO_EVENTFD &&
+            (int64_t)(after[fd] - before[fd]) >= least) {
+            if (found >= 0) {
+                return -1;
+            }
+            found = fd;
+        }
+    }
+    return found;
+}
+
+static int copy_descriptor(int fd)
+{
+    int pidfd = syscall(SYS_pidfd_open, qemu_pid, 0);
+    int copy = pidfd < 0 ? -1 : syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+
+    if (copy < 0) {
+        die("cannot copy QEMU's eventfds: pidfd_getfd: %s", strerror(errno));
+    }
+    close(pidfd);
+    return copy;
 }
 
 /* One request by itself, for find_irq_fds(). */
@@ -1162,54 +1196,6 @@ static void one_request(struct queue *q)
     arm(q);
 }
 
-/* Copies of the eventfds that QEMU has opened since *before was listed. */
-static unsigned copy_eventfds(const bool *before, struct pollfd *copies)
-{
-    static bool after[MAX_FDS];
-    int pidfd = syscall(SYS_pidfd_open, qemu_pid, 0);
-    unsigned n = 0;
-
-    list_eventfds(after);
-    for (int fd = 0; fd < MAX_FDS; fd++) {
-        if (after[fd] && !before[fd]) {
-            copies[n].fd = pidfd < 0 ? -1 : syscall(SYS_pidfd_getfd, pidfd, fd, 0);
-            copies[n].events = POLLIN;
-            if (copies[n++].fd < 0) {
-                die("cannot copy QEMU's eventfds: pidfd_getfd: %s", strerror(errno));
-            }
-        }
-    }
-    close(pidfd);
-    return n;
-}
-
-static bool readable(struct pollfd *p)
-{
-    return poll(p, 1, 0) == 1;
-}
-
-/* What an eventfd has counted; QEMU's are nonblocking, and somebody else may be quicker. */
-static uint64_t take_eventfd(struct pollfd *p)
-{
-    uint64_t value;
-
-    return readable(p) && read(p->fd, &value, sizeof(value)) == sizeof(value) ? value : 0;
-}
-
-static void close_unused(struct pollfd *copies, unsigned n)
-{
-    while (n--) {
-        bool used = false;
-
-        for (unsigned i = 0; i < opt.queues; i++) {
-            used |= queues[i].kick_fd == copies[n].fd || queues[i].irq_fd == copies[n].fd;
-        }
-        if (!used) {
-            close(copies[n].fd);
-        }
-    }
-}
-
 /* Stop one thread of QEMU; should we end before it goes on, QEMU does too. */
 static void stop_thread(const char *what, pid_t tid)
 {
@@ -1224,39 +1210,32 @@ static void stop_thread(const char *what, pid_t tid)
 }
 
 /*
- * Find the ioeventfd of each queue: the one that becomes readable when the queue
- * is kicked through qtest.  The IOThread, which would read it, is stopped meanwhile.
+ * Find the ioeventfd of each queue: the one that counts a kick through qtest.
+ * The IOThread, which would read it, is stopped meanwhile.
  */
-static void find_kick_fds(const bool *before)
+static void find_kick_fds(void)
 {
-    static struct pollfd copies[MAX_FDS];
-    static uint64_t taken[MAX_FDS];
-    unsigned n = copy_eventfds(before, copies);
+    static uint64_t before[MAX_FDS], after[MAX_FDS];
 
     stop_thread("IOThread", iothread_tid);
     for (unsigned i = 0; i < opt.queues; i++) {
-        for (unsigned c = 0; c < n; c++) {
-            taken[c] += take_eventfd(&copies[c]);
+        int fd = -1;
+
+        /* an eventfd of the main thread's own may happen to count as well */
+        for (int tries = 0; fd < 0 && tries < 20; tries++) {
+            read_eventfds(before);
+            qtest_kick(&queues[i]);
+            read_eventfds(after);
+            fd = which_eventfd(before, after, 1);
         }
-        qtest_kick(&queues[i]);
-        for (unsigned c = 0; c < n; c++) {
-            if (take_eventfd(&copies[c])) {
-                queues[i].kick_fd = copies[c].fd;
-            }
-        }
-        if (queues[i].kick_fd < 0) {
+        if (fd < 0) {
             die("the ioeventfd of queue %u is not to be found; --kick qtest does without", i);
         }
-    }
-    for (unsigned c = 0; c < n; c++) {
-        if (taken[c] && write(copies[c].fd, &taken[c], sizeof(taken[c])) < 0) {
-            die("write to an eventfd of QEMU: %s", strerror(errno));
-        }
+        queues[i].kick_fd = copy_descriptor(fd);
     }
     if (ptrace(PTRACE_DETACH, iothread_tid, 0, 0)) {
         die("cannot let QEMU's IOThread go on: ptrace: %s", strerror(errno));
     }
-    close_unused(copies, n);
 }
 
 /* Stop QEMU's main thread where it waits for events, so that it holds no lock. */
@@ -1282,62 +1261,47 @@ static void stop_main_thread(void)
 
 /*
  * Find the eventfd of each queue's interrupt: after some requests, one at a time,
- * it has counted nearly all of them, now that the main thread no longer reads
- * it.  The others are read by the IOThread again and again.
+ * it has counted nearly all of them, now that the main thread no longer reads it.
+ * (Not all: a driver that asks for the next interrupt early enough misses one.)
  */
-static void find_irq_fds(const bool *before)
+static void find_irq_fds(void)
 {
-    enum { REQUESTS = 8, NEARLY = 6, FEW = 2, TRIES = 50 };
-    static struct pollfd copies[MAX_FDS];
-    unsigned n = copy_eventfds(before, copies);
+    enum { REQUESTS = 8, NEARLY = 5 };
+    static uint64_t before[MAX_FDS], after[MAX_FDS];
 
     for (unsigned i = 0; i < opt.queues; i++) {
         struct queue *q = &queues[i];
+        int fd = -1;
 
-        for (int tries = 0; q->irq_fd < 0; tries++) {
-            unsigned nearly = 0, between = 0;
-
-            for (unsigned c = 0; c < n; c++) {
-                take_eventfd(&copies[c]);
+        for (int tries = 0; fd < 0; tries++) {
+            if (tries == 50) {
+                die("--irqfd on: the eventfd of queue %u's interrupt is not to be found", i);
             }
+            read_eventfds(before);
             for (unsigned r = 0; r < REQUESTS; r++) {
                 one_request(q);
                 usleep(100 + 1000 * tries);
             }
-            for (unsigned c = 0; c < n; c++) {
-                uint64_t counted = take_eventfd(&copies[c]);
-
-                if (counted >= NEARLY) {
-                    nearly++;
-                    q->irq_fd = copies[c].fd;
-                }
-                between += counted > FEW && counted < NEARLY;
-            }
-            if (nearly != 1 || between) {
-                q->irq_fd = -1;
-                if (tries == TRIES) {
-                    die("--irqfd on: the eventfd of queue %u's interrupt is not to be found", i);
-                }
-            }
+            read_eventfds(after);
+            fd = which_eventfd(before, after, NEARLY);
         }
+        q->irq_fd = copy_descriptor(fd);
+        take_interrupts(q);
+        q->interrupted = false;
     }
-    close_unused(copies, n);
 }
 
 static void start_device(void)
 {
-    static bool before[MAX_FDS];
-
-    list_eventfds(before);
     set_status(VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK |
                VIRTIO_CONFIG_S_DRIVER_OK);
     if (opt.kick == KICK_EVENTFD) {
-        find_kick_fds(before);
+        find_kick_fds();
     }
     if (opt.irqfd) {
         stop_main_thread();
         if (opt.irq != IRQ_OFF) {
-            find_irq_fds(before);
+            find_irq_fds();
         }
     }
 }
