@@ -9,6 +9,7 @@ As a script it builds build/guest/ (kernel, initramfs, firmware). As a module:
 """
 
 import base64
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -513,14 +514,21 @@ class Guest:
 
     def _examine(self):
         """Keep what QEMU's monitor says of a guest that does not boot; never fails."""
+        commands = ["info status", "info registers -a", "info pic", "info lapic", "info blockstats",
+                    "info iothreads", "info registers -a"]       # twice: does it get on?
         with open(self.log_dir / f"{self.label}.hang", "w") as out:
-            for command in ["info status", "info registers -a", "info pic", "info lapic", "info blockstats",
-                            "info iothreads"]:
+            for command in commands:
                 try:
                     said = self._machine.qmp("human-monitor-command", command_line=command)
                 except Exception as e:
                     said = {"return": f"no answer ({type(e).__name__})"}
                 print(f"== {command}\n{said.get('return', said)}", file=out)
+                for stat in pathlib.Path(f"/proc/{self.pid}/task").glob("*/stat"):
+                    with contextlib.suppress(OSError):
+                        words = stat.read_text().split()
+                        print("thread", words[1], "state", words[2], "ticks", words[13], words[14],
+                              file=out)
+                time.sleep(0.5)
 
     def begin(self, command):
         """Start a shell script in the guest; finish() has its result. One at a time."""
