@@ -46,19 +46,26 @@ class Cases(unittest.TestCase):
 
     def test_stop(self):
         self.vm.qmp.return_value = {"status": "io-error"}
-        self.vm.wait_event.return_value = {"data": {"action": "stop"}}
+
+        def event(operation, no_space, action="stop"):
+            return {"event": "BLOCK_IO_ERROR", "data": {"node-name": "drive0", "operation": operation,
+                                                        "nospace": no_space, "action": action}}
+        write, read = event("write", True), event("read", False)
+        self.vm.events.return_value = [write, read, {"event": "STOP"}, read]
 
         def fio(*_):
             while not self.vm.qmp.called:
                 pass
             return figures()
         self.run_case(faults.Stop, fio)
-        self.assertEqual(self.figures["errors that stopped QEMU"], 8)
+        self.assertEqual(self.figures["errors that stopped QEMU"], 3)
         with self.assertRaisesRegex(ToolError, "fio writes and verifies: Input/output error"):
             self.run_case(faults.Stop, lambda *_: figures(error=errno.EIO))
-        self.vm.wait_event.return_value = {"data": {"action": "report"}}
-        with self.assertRaisesRegex(ToolError, "action report, not stop"):
-            self.run_case(faults.Stop, fio)
+        for events, said in [([write, event("read", False, "report")], "action report, not stop"),
+                             ([write], "no BLOCK_IO_ERROR by a read"), ([read], "no BLOCK_IO_ERROR by a write")]:
+            self.vm.events.return_value = events
+            with self.assertRaisesRegex(ToolError, said):
+                self.run_case(faults.Stop, fio)
 
     def test_rings(self):
         all_of_it = figures(written=32 * MIB, read=32 * MIB)

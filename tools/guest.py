@@ -364,6 +364,10 @@ class Guest:
         except Exception as e:
             raise self._dead(f"no QMP event {name} within {timeout} s") from e
 
+    def events(self):
+        """The QMP events that nobody has waited for."""
+        return self._machine.get_qmp_events()
+
     def iothread_tid(self, n=0):
         """Thread id of disk n's IOThread (of the main loop if it has none)."""
         if not self.disks[n].iothread:
