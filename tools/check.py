@@ -228,7 +228,7 @@ def check_tsan(results, stack):
     for test in tests:
         binary, log = directory / "tests/unit" / test, LOGS / f"tsan-{test}.log"
         # a child that aborts on purpose says nothing under ThreadSanitizer
-        paths = [p for p in common.run([binary, "-l"]).split() if "/misuse/" not in p]
+        paths = [p for p in common.run([binary, "-l"]).splitlines() if p.startswith("/") and "/misuse/" not in p]
         command([binary, "--tap", "-k", *[a for p in paths for a in ("-p", p)]], log, 300, cwd=directory)
         results.tap("tsan", log, paths)
         found = races(log.read_text(errors="replace"), ("/defer-call.c", "/test-defer-call.c"))
