@@ -58,6 +58,17 @@ class Tap(unittest.TestCase):
         self.assertEqual(self.judge("Bail out!\n"), (0, ["t"]))
 
 
+class MustFail(unittest.TestCase):
+    def test_says_no(self):
+        def fail():
+            raise common.ToolError("the disk hangs")
+        check.must_fail("hangs", fail)
+        with self.assertRaisesRegex(common.ToolError, "the disk hangs"):
+            check.must_fail("crash", fail)
+        with self.assertRaisesRegex(common.ToolError, "nothing was found wrong"):
+            check.must_fail("hangs", lambda: None)
+
+
 class Setenv(unittest.TestCase):
     def test_is_as_before_afterwards(self):
         with common.setenv(DEFER_CALL_DELAY="1"):

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
+import functools
 import json
 import os
 import pathlib
@@ -66,23 +67,7 @@ class Parameters:
 
 
 def parameters(env):
-    def number(name, default, low, high, kind=int):
-        text = env.get(name) or str(default)
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            raise ToolError(f"{name}={text}: give {what} from {low} to {high}")
-        return value
-
-    def switch(name, default):
-        text = env.get(name) or default
-        if text.lower() not in ("on", "off", "1", "0"):
-            raise ToolError(f"{name}={text}: give on or off")
-        return text.lower() in ("on", "1")
-
+    number, switch = functools.partial(common.number, env), functools.partial(common.switch, env)
     aio = re.split(r"[ ,]+", (env.get("AIO") or " ".join(guest.AIO)).strip())
     for engine in aio:
         if engine not in guest.AIO or aio.count(engine) > 1:

@@ -194,6 +194,15 @@ def sanitized(stack):
     return build
 
 
+def binary_to_test(stack):
+    """QEMU=, or the series' own, built now."""
+    if os.environ.get("QEMU"):
+        series.update_tree(stack)       # for QEMU's python library
+        return os.environ["QEMU"]
+    main()
+    return common.stack_dir(stack) / "series/build/qemu-system-x86_64"
+
+
 def main():
     targets = sys.argv[1:] or TARGETS
     stack = common.stack_name()

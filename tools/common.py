@@ -68,6 +68,27 @@ def run(cmd, log=None, **kw):
     return p.stdout
 
 
+def number(env, name, default, low, high, kind=int):
+    """The number that a variable holds."""
+    text = env.get(name) or str(default)
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:
+        what = "a whole number" if kind is int else "a number"
+        raise ToolError(f"{name}={text}: give {what} from {low} to {high}")
+    return value
+
+
+def switch(env, name, default):
+    """Whether a variable is on or off."""
+    text = env.get(name) or default
+    if text.lower() not in ("on", "off", "1", "0"):
+        raise ToolError(f"{name}={text}: give on or off")
+    return text.lower() in ("on", "1")
+
+
 @contextlib.contextmanager
 def setenv(**variables):
     """Set for every process that is started meanwhile."""

@@ -174,24 +174,8 @@ def cpu_list():
 
 
 def parameters(env):
-    def number(name, default, low, high, kind=int):
-        text = env.get(name) or str(default)
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            raise ToolError(f"{name}={text}: give {what} from {low} to {high}")
-        return value
-
-    def switch(name, default):
-        text = (env.get(name) or default).lower()
-        if text not in ("on", "off", "1", "0"):
-            raise ToolError(f"{name}={text}: give on or off")
-        return text in ("on", "1")
-
     env = {k: v for k, v in env.items() if v}
+    number, switch = functools.partial(common.number, env), functools.partial(common.switch, env)
     cpus = cpu_list()
     if env.get("CPUS"):
         given = re.split(r"[ ,]+", env["CPUS"].strip())

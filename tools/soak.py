@@ -26,7 +26,6 @@ import time
 import build
 import common
 import guest
-import series
 from common import ToolError, progress
 
 LOGS = common.BUILD / "soak"
@@ -442,12 +441,7 @@ def main():
     for op in ops:
         if op not in [*OPS, *SABOTAGE]:
             raise ToolError(f"OPS={op}: one or more of {' '.join([*OPS, *SABOTAGE])}")
-    binary = os.environ.get("QEMU")
-    if binary:
-        series.update_tree(stack)       # for QEMU's python library
-    else:
-        build.main()
-        binary = common.stack_dir(stack) / "series/build/qemu-system-x86_64"
+    binary = build.binary_to_test(stack)
     guest.build_image()
     soak(binary, float(minutes), int(seed) if seed else None, ops, show=lambda f: print(table(f), flush=True))
 

@@ -17,7 +17,6 @@ import time
 import build
 import common
 import guest
-import series
 from common import ToolError, progress
 
 LOGS = common.BUILD / "stress"
@@ -89,12 +88,7 @@ def main():
     if not rounds.isdigit() or int(rounds) == 0:
         raise ToolError(f"ROUNDS={rounds}: a number from 1")
     engines, drivers = words("AIO", guest.AIO), words("DRIVER", guest.DRIVERS)
-    binary = os.environ.get("QEMU")
-    if binary:
-        series.update_tree(stack)       # for QEMU's python library
-    else:
-        build.main()
-        binary = common.stack_dir(stack) / "series/build/qemu-system-x86_64"
+    binary = build.binary_to_test(stack)
     guest.build_image()
     bad = run_all(binary, engines, drivers, int(rounds))
     if not os.environ.get("QEMU"):
