@@ -5,7 +5,9 @@ ONLY= names the parts to run (default: all): tools series patches unit
 sanitizers tsan qtest iotests faults guest stress soak.
 """
 
+import concurrent.futures
 import errno
+import hashlib
 import json
 import os
 import pathlib
@@ -173,17 +175,21 @@ def check_patches(results, stack):
     base, tip = series.update_tree(stack)
     repo = common.stack_dir(stack) / "tree"
     commits = git(repo, "rev-list", "--reverse", f"{base.commit}..{tip}").split()
+    passed = {}         # {test: hash of the binary}: a patch that does not change it need not run it again
     for n, commit in enumerate(commits, 1):
         name = f"patch {n:04}"
 
         def one():
-            src = build.checkout(stack, "each", commit)
-            names = unit_names(src)
-            directory = build.build_side(stack, "each", commit, ["qemu-system-x86_64", "qemu-img", "qemu-io",
+            names = unit_names(build.checkout(stack, "series", commit))
+            directory = build.build_side(stack, "series", commit, ["qemu-system-x86_64", "qemu-img", "qemu-io",
                                          *[f"tests/unit/{t}" for t in names]])
-            bad = [f"{t}: {p}" for t, p in meson_test(name, directory, names).items() if p]
-            if bad:
+            hashes = {t: hashlib.sha256((directory / "tests/unit" / t).read_bytes()).digest() for t in names}
+            changed = [t for t in names if passed.get(t) != hashes[t]]
+            problems = meson_test(name, directory, changed) if changed else {}
+            passed.update({t: hashes[t] for t, p in problems.items() if not p})
+            if bad := [f"{t}: {p}" for t, p in problems.items() if p]:
                 raise ToolError("; ".join(bad))
+            progress(f"{name}: ran {len(changed)} of {len(names)} unit tests, whose binaries it has changed")
         results.do(f"{name} builds, {git(repo, 'log', '-1', '--format=%s', commit).strip()}", one)
 
 
@@ -209,16 +215,19 @@ def check_sanitizers(results, stack):
         results.tap("sanitizers", log, ["/defer-call/misuse/yield", "/defer-call/random"])
         if status:
             results.add("sanitizers exit status", f"{status}, see {log}")
-        for name, hooks in [("late", LATE), ("unlocked", UNLOCKED)]:
-            with setenv(**hooks):
-                results.tap(f"sanitizers {name}", notify_test(f"sanitizers notify {name}", directory))
-        for aio in guest.AIO:
-            def notices():
-                with setenv(**NO_BARRIER):
-                    log = notify_test(f"no barrier {aio}", directory, "-p", f"/x86_64/virtio-notify/blk/{aio}/stop")
-                if "notification lost" not in log.read_text(errors="replace"):
-                    raise ToolError(f"nothing was lost without the barrier, so the test is too weak, see {log}")
-            results.do(f"sanitizers {aio}: without the barrier a lost notification is noticed", notices)
+    # They mostly wait, so side by side
+    with setenv(UBSAN_OPTIONS="halt_on_error=1"), concurrent.futures.ThreadPoolExecutor() as pool:
+        late = {name: pool.submit(notify_test, f"sanitizers notify {name}", directory, hooks=hooks)
+                for name, hooks in [("late", LATE), ("unlocked", UNLOCKED)]}
+        lost = {aio: pool.submit(notify_test, f"no barrier {aio}", directory,
+                                 "-p", f"/x86_64/virtio-notify/blk/{aio}/stop", hooks=NO_BARRIER)
+                for aio in guest.AIO}
+    for name, log in late.items():
+        results.tap(f"sanitizers {name}", log.result())
+    for aio, log in lost.items():
+        noticed = "notification lost" in log.result().read_text(errors="replace")
+        results.add(f"sanitizers {aio}: without the barrier a lost notification is noticed",
+                    None if noticed else f"nothing was lost, so the test is too weak, see {log.result()}")
 
 
 def races(text, files):
@@ -255,11 +264,11 @@ def put_firmware(directory):
         shutil.copy(f, data)
 
 
-def notify_test(prefix, directory, *args, timeout=600):
+def notify_test(prefix, directory, *args, hooks={}):
     """Run the series' own qtest; its log."""
     log = LOGS / f"{prefix.replace(' ', '-')}.log"
-    with setenv(QTEST_QEMU_BINARY="./qemu-system-x86_64", QTEST_QEMU_IMG="./qemu-img"):
-        command([build.NOTIFY_TEST, "--tap", "-k", *args], log, timeout, cwd=directory)
+    command([build.NOTIFY_TEST, "--tap", "-k", *args], log, 600, cwd=directory,
+            env={**os.environ, "QTEST_QEMU_BINARY": "./qemu-system-x86_64", "QTEST_QEMU_IMG": "./qemu-img", **hooks})
     return log
 
 
@@ -338,7 +347,7 @@ def check_iotests(results, stack):
             results.add(name, f"only {len(ran)} tests ran, {least} were expected, see {log}")
 
 
-def refused(directory, library, engine, every, depth):
+def refused(directory, library, engine, every, depth, patience=30):
     """Read while the kernel refuses every Nth submission: all must be done nevertheless."""
     image, log = LOGS / "refused.raw", LOGS / "refused.log"
     with open(image, "wb") as f:
@@ -346,7 +355,7 @@ def refused(directory, library, engine, every, depth):
     option = {"native": ["-n"], "io_uring": ["-i", "io_uring"]}[engine]
     with setenv(LD_PRELOAD=str(library), REFUSE_EVERY=str(every)):
         status = command([directory / "qemu-img", "bench", "-t", "none", *option, "-d", str(depth), "-c", "2000",
-                          "-f", "raw", image], log, 30)
+                          "-f", "raw", image], log, patience)
     if status:
         raise ToolError("the requests never end" if status == "timeout" else f"qemu-img ended with {status}, see {log}")
 
@@ -362,7 +371,7 @@ def check_faults(results, stack):
                        refused, directory, library, engine, 3, depth)
 
     results.do("faults: requests that never end are noticed",
-               must_fail, "never end", refused, directory, library, "native", 1, 16)
+               must_fail, "never end", refused, directory, library, "native", 1, 16, 3)
     faults.check_faults(results, directory / "qemu-system-x86_64")
 
 
