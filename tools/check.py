@@ -2,7 +2,7 @@
 """make check: every test of the project, a line each, and a count at the end.
 
 ONLY= names the parts to run (default: all): tools series patches unit
-sanitizers tsan qtest iotests faults guest stress soak.
+sanitizers tsan qtest iotests faults guest stress soak ring.
 """
 
 import concurrent.futures
@@ -22,6 +22,7 @@ import build
 import common
 import faults
 import guest
+import ring
 import series
 import source
 import soak
@@ -495,9 +496,18 @@ def check_soak(results, stack):
         results.do(f"soak: {sabotage} is noticed", soak.must_notice, binary, sabotage)
 
 
+def check_ring(results, stack):
+    """The load generator finds no difference where there is none, a second write, and a wrong byte."""
+    binary = built(stack) / "qemu-system-x86_64"
+    results.do("ring: a binary against itself shows no difference", ring.check_same, binary)
+    results.do("ring: a second write for each notification is found", ring.check_slowed, binary)
+    results.do("ring: one wrong byte in the image is found", ring.check_corruption, binary)
+
+
 PARTS = {"tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit,
          "sanitizers": check_sanitizers, "tsan": check_tsan, "qtest": check_qtest, "iotests": check_iotests,
-         "faults": check_faults, "guest": check_guest, "stress": check_stress, "soak": check_soak}
+         "faults": check_faults, "guest": check_guest, "stress": check_stress, "soak": check_soak,
+         "ring": check_ring}
 
 
 def main():
