@@ -30,6 +30,9 @@ bench: install        ## fio in a guest, base and series side by side
 bench-ring: install   ## load generator instead of a guest, base and series side by side
 	@$(PYTHON) tools/ring.py
 
+bench-cost: install   ## what a deferred call costs, in instructions
+	@$(PYTHON) tools/cost.py
+
 stress: install       ## stop/cont under load: is a notification lost?
 	@$(PYTHON) tools/stress.py
 
@@ -42,4 +45,4 @@ check: install        ## all the tests
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
 
-.PHONY: all install tree export series-check mail build bench bench-ring stress soak check help
+.PHONY: all install tree export series-check mail build bench bench-ring bench-cost stress soak check help

@@ -2,7 +2,7 @@
 """make check: every test of the project, a line each, and a count at the end.
 
 ONLY= names the parts to run (default: all): tools series patches unit
-sanitizers tsan qtest iotests faults guest stress soak ring.
+sanitizers tsan qtest iotests faults guest stress soak ring cost.
 """
 
 import concurrent.futures
@@ -20,6 +20,7 @@ import traceback
 
 import build
 import common
+import cost
 import faults
 import guest
 import ring
@@ -504,10 +505,19 @@ def check_ring(results, stack):
     results.do("ring: one wrong byte in the image is found", ring.check_corruption, binary)
 
 
+def check_cost(results, stack):
+    """Deferring allocates nothing in steady state, and costs the same among many calls as among few."""
+    binary = built(stack, [cost.BENCH]) / cost.BENCH
+    results.do("cost: nothing is allocated after the first section", cost.check_allocations, binary)
+    results.do("cost: a call among 1,024 costs what one among 8 does", cost.check_growth, binary, "defer_call()")
+    results.do("cost: a linear search is told from that", must_fail, "times are allowed",
+               cost.check_growth, binary, "linear search")
+
+
 PARTS = {"tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit,
          "sanitizers": check_sanitizers, "tsan": check_tsan, "qtest": check_qtest, "iotests": check_iotests,
          "faults": check_faults, "guest": check_guest, "stress": check_stress, "soak": check_soak,
-         "ring": check_ring}
+         "ring": check_ring, "cost": check_cost}
 
 
 def main():
