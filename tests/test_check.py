@@ -4,9 +4,11 @@ import contextlib
 import io
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
 import check        # noqa: E402
@@ -67,6 +69,36 @@ class MustFail(unittest.TestCase):
             check.must_fail("crash", fail)
         with self.assertRaisesRegex(common.ToolError, "nothing was found wrong"):
             check.must_fail("hangs", lambda: None)
+
+
+class Parts(unittest.TestCase):
+    def run_parts(self, parts, beside):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), \
+                mock.patch.multiple(check, PARTS=parts, BESIDE=beside):
+            return check.run_parts(list(parts), "stack")
+
+    def test_all_count(self):
+        def good(results, stack):
+            """Passes."""
+            results.add("good")
+
+        def bad(results, stack):
+            raise common.ToolError("no")
+        found = self.run_parts({"a": good, "b": bad, "c": good, "d": bad},
+                               {"c": lambda stack: None, "d": lambda stack: None})
+        self.assertEqual((found.passed, sorted(found.failed)), (2, ["b", "d"]))
+
+    def test_cannot_be_prepared(self):
+        def unprepared(stack):
+            raise common.ToolError("no")
+        found = self.run_parts({"a": lambda results, stack: results.add("never")}, {"a": unprepared})
+        self.assertEqual((found.passed, found.failed), (0, ["a"]))
+
+    def test_killed(self):
+        def die(results, stack):
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = self.run_parts({"a": die}, {"a": lambda stack: None})
+        self.assertEqual((found.passed, found.failed), (0, ["a"]))
 
 
 class Setenv(unittest.TestCase):

@@ -181,6 +181,19 @@ class Channel(unittest.TestCase):
         with self.assertRaisesRegex(ToolError, "takes no job|went away"):
             self.vm.run("x", 5)
 
+    def test_time_without_a_cpu_does_not_count(self):
+        waits = iter([0, 5, 5])
+        with mock.patch.object(self.vm, "_starved", lambda: next(waits)), \
+                mock.patch.object(self.vm, "_examine") as examine:
+            t = threading.Timer(.3, self.far.sendall, [b"ready\n"])
+            t.start()
+            self.addCleanup(t.join)
+            self.vm.wait_ready(.1)
+            with self.assertRaisesRegex(ToolError, "no answer in time"), \
+                    mock.patch.object(self.vm, "_starved", lambda: 5):
+                self.vm.wait_ready(.1)
+        examine.assert_called_once()
+
     def test_failed_command(self):
         self.answer(lambda job: self.frame(job, 1, b"first\nno such file\n"))
         with self.assertRaisesRegex(ToolError, "failed in the guest with 1: no such file"):

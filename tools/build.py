@@ -17,6 +17,7 @@ import time
 
 import common
 import series
+import source
 from common import ToolError, git, progress, run
 
 NOTIFY_TEST = "tests/qtest/virtio-notify-test"      # the series' own
@@ -25,19 +26,29 @@ HOOKS = common.ROOT / "tests/hooks.patch"
 TARGETS = ["qemu-system-x86_64", "qemu-img", "qemu-io", "qemu-nbd",
            "storage-daemon/qemu-storage-daemon"]
 
-# One list for both sides: the x86_64 machine and what the series touches.
+# One list for both sides: the x86_64 machine and what the series touches. pin.json can add to it.
 CONFIGURE = ["--cc=ccache gcc", "--target-list=x86_64-softmmu", "--without-default-features",
              "--enable-tcg", "--enable-kvm", "--enable-linux-aio", "--enable-linux-io-uring",
              "--enable-coroutine-pool", "--enable-tools", "--disable-docs", "--disable-install-blobs",
              "--meson=/usr/bin/meson", "--with-git-submodules=ignore"]
+# What takes the place of an argument in releases whose configure no longer knows it
+LATER = {"--meson=/usr/bin/meson": [], "--with-git-submodules=ignore": [],
+         "--enable-sanitizers": ["--enable-asan", "--enable-ubsan"]}
 # What the series touches as well, where the library is installed: (pkg-config name, argument, code)
 OPTIONAL = [("xencontrol", "--enable-xen", "hw/block/dataplane/xen-block.c"),
             ("blkio", "--enable-blkio", "block/blkio.c")]
 
-# Firmware that Debian's tarball lacks and meson insists on; our guests need none of it.
-BLOBS = [f"pc-bios/edk2-{name}.fd.bz2" for name in
-         ["aarch64-code", "arm-code", "arm-vars", "i386-code", "i386-secure-code", "i386-vars",
-          "x86_64-code", "x86_64-secure-code"]]
+# Binaries that Debian's tarballs lack and meson insists on; our guests need none of them.
+EXCLUDE = "/pc-bios/edk2-*.fd.bz2\n/pc-bios/dtb/*.dtb\n"
+
+
+def blobs(src):
+    """Their names, from the files that insist."""
+    def names(path, pattern):
+        path = src / path
+        return re.findall(pattern, path.read_text()) if path.is_file() else []
+    return ([f"pc-bios/{n}.bz2" for n in names("pc-bios/meson.build", r"'(edk2-[\w-]+\.fd)'")]
+            + [f"pc-bios/dtb/{n}" for n in names("pc-bios/dtb/meson.build", r"'([\w-]+\.dtb)'")])
 
 
 def environment(side_dir):
@@ -49,6 +60,8 @@ def environment(side_dir):
             "CCACHE_BASEDIR": str(common.BUILD), "CCACHE_NOHASHDIR": "1",
             "CCACHE_STATSLOG": str(side_dir / "ccache.log")}
     env.setdefault("CCACHE_DIR", str(common.BUILD / "ccache"))
+    if (python := source.unpacked_python(side_dir.parent)).is_dir():
+        env["PYTHONPATH"] = str(python)
     return env
 
 
@@ -62,6 +75,21 @@ def configure_arguments():
     if without:
         progress(f"not compiled on this machine: {', '.join(without)}")
     return args
+
+
+def known_arguments(stack, src, args):
+    """args as this release wants them, and what pin.json adds."""
+    knows, out = (src / "configure").read_text(), []
+    for arg in args:
+        option = arg.partition("=")[0]
+        out += LATER[arg] if arg in LATER and not re.search(rf"^\s*{option}[=)]", knows, re.M) else [arg]
+    return out + source.read_pin(stack).get("configure", [])
+
+
+def meson(directory):
+    """The meson that a build directory was made with: later releases have their own there."""
+    own = directory / "pyvenv/bin/meson"
+    return str(own) if own.exists() else "meson"
 
 
 def checkout(stack, side, commit):
@@ -83,16 +111,20 @@ def checkout(stack, side, commit):
         if old != commit:
             git(src, "checkout", "-q", "--detach", commit)
     exclude = repo / ".git/info/exclude"
-    if "/pc-bios/edk2-" not in exclude.read_text():
+    if EXCLUDE not in exclude.read_text():
         with open(exclude, "a") as f:
-            f.write("/pc-bios/edk2-*.fd.bz2\n")
-    for name in BLOBS:
+            f.write(EXCLUDE)
+    for name in blobs(src):
         if not (src / name).exists():
-            (src / name).write_bytes(bz2.compress(b""))
-    if not (src / "ui/keycodemapdb/meson.build").is_file():
-        raise ToolError("the base lacks the submodule ui/keycodemapdb; run git submodule update --init "
-                        "ui/keycodemapdb tests/fp/berkeley-softfloat-3 tests/fp/berkeley-testfloat-3 in "
-                        f"{os.environ.get('QEMU_SRC') or 'it'}, rm {common.stack_dir(stack)}/base.json, and try again")
+            (src / name).write_bytes(bz2.compress(b"") if name.endswith(".bz2") else b"")
+    where = os.environ.get("QEMU_SRC") or "it"
+    for wrap, path, how in [
+            (True, "subprojects/keycodemapdb", "meson subprojects download keycodemapdb berkeley-softfloat-3 berkeley-testfloat-3"),
+            (False, "ui/keycodemapdb", "git submodule update --init ui/keycodemapdb tests/fp/berkeley-softfloat-3 "
+                                       "tests/fp/berkeley-testfloat-3")]:
+        if (src / "subprojects/keycodemapdb.wrap").is_file() == wrap and not (src / path / "meson.build").is_file():
+            raise ToolError(f"the base lacks {path}; run {how} in {where}, "
+                            f"rm {common.stack_dir(stack)}/base.json, and try again")
     return src
 
 
@@ -150,13 +182,14 @@ def build_side(stack, side, commit, targets=TARGETS, args=None):
     """Build one commit in build/<stack>/<side>; the build directory."""
     top = common.stack_dir(stack) / side
     common.need_space(top, 100 if (top / "build/qemu-system-x86_64").is_file() else 700)
-    env = environment(top)
     src = checkout(stack, side, commit)
+    source.unpack_python(stack)
+    env = environment(top)
     build = top / "build"
     stats = top / "ccache.log"
     stats.unlink(missing_ok=True)
     start = time.monotonic()
-    configure(src, build, args or configure_arguments(), env)
+    configure(src, build, known_arguments(stack, src, args or configure_arguments()), env)
     last = ninja(build, targets, env, side)
     if last:
         hits, misses = ccache_counts(stats)

@@ -1,11 +1,12 @@
 #!/usr/bin/python3
 """make check: every test of the project, a line each, and a count at the end.
 
-ONLY= names the parts to run (default: all): tools series patches unit
-sanitizers tsan qtest iotests faults guest stress soak ring cost.
+ONLY= names the parts to run (default: all): tools series patches unit soak
+sanitizers tsan qtest iotests faults guest stress ring cost.
 """
 
 import concurrent.futures
+import concurrent.futures.process
 import errno
 import hashlib
 import json
@@ -488,10 +489,14 @@ def check_stress(results, stack):
     results.do("stress: a disk that hangs is noticed", notices)
 
 
+def prepare_soak(stack):
+    guest.build_image()
+    built(stack)
+
+
 def check_soak(results, stack):
     """Two minutes of make soak, and what it must notice."""
-    guest.build_image()
-    binary = built(stack) / "qemu-system-x86_64"
+    binary = common.stack_dir(stack) / "series/build/qemu-system-x86_64"
     results.do("soak: 2 minutes", soak.soak, binary, 2)
     for sabotage in soak.SABOTAGE:
         results.do(f"soak: {sabotage} is noticed", soak.must_notice, binary, sabotage)
@@ -515,9 +520,49 @@ def check_cost(results, stack):
 
 
 PARTS = {"tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit,
-         "sanitizers": check_sanitizers, "tsan": check_tsan, "qtest": check_qtest, "iotests": check_iotests,
-         "faults": check_faults, "guest": check_guest, "stress": check_stress, "soak": check_soak,
+         "soak": check_soak, "sanitizers": check_sanitizers, "tsan": check_tsan, "qtest": check_qtest,
+         "iotests": check_iotests, "faults": check_faults, "guest": check_guest, "stress": check_stress,
          "ring": check_ring, "cost": check_cost}
+# They build nothing, so they run beside the parts that come next; what has to be done before
+BESIDE = {"tools": series.update_tree, "soak": prepare_soak}
+
+
+def run_part(part, stack):
+    results = Results()
+    progress(f"part {part}: {PARTS[part].__doc__.strip().splitlines()[0] if PARTS[part].__doc__ else ''}")
+    try:
+        PARTS[part](results, stack)
+    except ToolError as e:
+        results.add(part, str(e))
+    except Exception as e:      # whatever it is, the other parts still count
+        traceback.print_exc()
+        results.add(part, f"{type(e).__name__}: {e}")
+    return results
+
+
+def run_parts(parts, stack):
+    """Results of all, one after the other but for those that run beside."""
+    total = Results()
+    def count(results):
+        total.passed += results.passed
+        total.failed += results.failed
+    with concurrent.futures.ProcessPoolExecutor(len(BESIDE)) as pool:
+        beside = {}
+        for part in parts:
+            if part not in BESIDE:
+                count(run_part(part, stack))
+                continue
+            try:
+                BESIDE[part](stack)
+                beside[part] = pool.submit(run_part, part, stack)
+            except ToolError as e:
+                total.add(part, str(e))
+        for part, future in beside.items():
+            try:
+                count(future.result())
+            except concurrent.futures.process.BrokenProcessPool:
+                total.add(part, "its process was killed")
+    return total
 
 
 def main():
@@ -527,17 +572,8 @@ def main():
         if part not in PARTS:
             raise ToolError(f"ONLY={part}: no such part; there is: {' '.join(PARTS)}")
     LOGS.mkdir(parents=True, exist_ok=True)
-    series.update_tree(stack)       # the tools' tests want QEMU's own scripts
-    results, start = Results(), time.monotonic()
-    for part in only:
-        progress(f"part {part}: {PARTS[part].__doc__.strip().splitlines()[0] if PARTS[part].__doc__ else ''}")
-        try:
-            PARTS[part](results, stack)
-        except ToolError as e:
-            results.add(part, str(e))
-        except Exception as e:      # whatever it is, the other parts still count
-            traceback.print_exc()
-            results.add(part, f"{type(e).__name__}: {e}")
+    start = time.monotonic()
+    results = run_parts(only, stack)
     progress(f"took {(time.monotonic() - start) / 60:.1f} min")
     for name in results.failed:
         print(f"failed: {name}")

@@ -6,12 +6,14 @@ docs/series-tools.md has the whole.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
+import subprocess
 
 import common
 from common import ToolError, git, progress, run
@@ -19,9 +21,12 @@ from common import ToolError, git, progress, run
 APT_ETC = pathlib.Path("/etc/apt")
 OS_RELEASE = pathlib.Path("/etc/os-release")
 BASE_DATE = "2000-01-01T00:00:00Z"      # the same commit on every machine
-# Submodules that QEMU's build and unit tests take sources from.
+# What QEMU's build and unit tests take sources from: git submodules, in later releases meson's subprojects.
 SUBMODULES = ["ui/keycodemapdb", "tests/fp/berkeley-softfloat-3", "tests/fp/berkeley-testfloat-3",
               "dtc", "meson"]
+SUBPROJECTS = ["keycodemapdb", "berkeley-softfloat-3", "berkeley-testfloat-3"]
+# What pin.json says about the build and the series; another value is not another base.
+NOT_THE_BASE = ("configure", "python")
 
 
 def read_pin(stack):
@@ -43,18 +48,24 @@ def write_json(path, data):
     new.replace(path)
 
 
-# -- apt, with a private list of deb-src entries -------------------------------
+# -- apt, with private lists ---------------------------------------------------
 
-def source_line(line, codename):
-    """A line of a *.list file as deb-src, or None when it is not about this Debian."""
+def chosen_suites(have, codename, suites):
+    """Of the suites of an entry those for this Debian; or instead of its release the suites that are asked for."""
+    if suites:
+        return suites if codename in have else []
+    return [s for s in have if s.startswith(codename)]
+
+
+def source_lines(line, codename, kind="deb-src", suites=None):
+    """A line of a *.list file as lines of that kind, none when it is not about this Debian."""
     m = re.match(r"\s*deb(?:-src)?\s+(\[[^\]]*\]\s+)?(\S+)\s+(\S+)(\s.*)?$", line)
-    if not m or not m[3].startswith(codename):
-        return None
-    return " ".join(f"deb-src {m[1] or ''}{m[2]} {m[3]}{m[4] or ''}".split())
+    return [" ".join(f"{kind} {m[1] or ''}{m[2]} {suite}{m[4] or ''}".split())
+            for suite in (chosen_suites([m[3]], codename, suites) if m else [])]
 
 
-def source_stanza(stanza, codename):
-    """A stanza of a deb822 *.sources file as deb-src, or None."""
+def source_stanza(stanza, codename, kind="deb-src", suites=None):
+    """A stanza of a deb822 *.sources file as one of that kind, or None."""
     fields, name = {}, None
     for line in stanza.splitlines():
         if line.startswith("#"):
@@ -65,36 +76,38 @@ def source_stanza(stanza, codename):
             name, _, value = line.partition(":")
             name = name.strip().title()
             fields[name] = value.strip()
-    suites = [s for s in fields.get("Suites", "").split() if s.startswith(codename)]
+    suites = chosen_suites(fields.get("Suites", "").split(), codename, suites)
     if not suites or fields.get("Enabled", "yes").lower() in ("no", "false", "0", "off"):
         return None
-    fields |= {"Types": "deb-src", "Suites": " ".join(suites)}
+    fields |= {"Types": kind, "Suites": " ".join(suites)}
     # a key of many lines begins with an empty one
     return "".join(f"{k}: {v}".replace(": \n", ":\n") + "\n" for k, v in fields.items())
 
 
-def source_lists(etc, codename):
-    """The machine's own apt sources as {file name: text} with deb-src entries only."""
+def source_lists(etc, codename, kind="deb-src", suites=None):
+    """The machine's own apt sources as {file name: text} with entries of one kind only.
+
+    With suites, these of the archive that has the machine's own release.
+    """
     out = {}
     for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]:
         if not path.is_file() or path.suffix not in (".list", ".sources"):
             continue
         text = path.read_text()
         if path.suffix == ".list":
-            parts = [source_line(s, codename) for s in text.splitlines()]
-            text = "\n".join(p for p in parts if p)
+            text = "\n".join(p for s in text.splitlines() for p in source_lines(s, codename, kind, suites))
         else:
-            parts = [source_stanza(s, codename) for s in re.split(r"\n[ \t]*\n", text)]
+            parts = [source_stanza(s, codename, kind, suites) for s in re.split(r"\n[ \t]*\n", text)]
             text = "\n".join(p for p in parts if p)
         if text:
             out[path.name] = text.rstrip("\n") + "\n"
     return out
 
 
-def apt_options(apt):
+def apt_options(apt, kind="deb-src", suites=None):
     """Options for apt-get that keep it off the system's lists; writes the private ones."""
     m = re.search(r'^VERSION_CODENAME="?([a-z]+)', OS_RELEASE.read_text(), re.M)
-    lists = source_lists(APT_ETC, m[1]) if m else {}
+    lists = source_lists(APT_ETC, m[1], kind, suites) if m else {}
     if not lists:
         raise ToolError(f"no apt source for {m[1] if m else 'this system'} under {APT_ETC}; "
                         "give a QEMU git checkout with QEMU_SRC=")
@@ -105,7 +118,8 @@ def apt_options(apt):
         (apt / "etc" / name).write_text(text)
     return ["-o", "Dir::Etc::sourcelist=/dev/null", "-o", f"Dir::Etc::sourceparts={apt}/etc",
             "-o", f"Dir::State::lists={apt}/lists", "-o", f"Dir::Cache={apt}/cache",
-            "-o", "APT::Sandbox::User=root", "-q"]
+            # what is installed is no version that the archive has
+            "-o", f"Dir::State::status={os.devnull}", "-o", "APT::Sandbox::User=root", "-q"]
 
 
 def sha256(path):
@@ -136,44 +150,134 @@ def is_fetched(directory, files):
     return True
 
 
-def download(pin, apt):
-    """(directory of the source package's files, version got).
+def newest_first(versions):
+    """In Debian's order, each once."""
+    def compare(a, b):
+        return 1 if subprocess.run(["dpkg", "--compare-versions", a, "lt", b]).returncode == 0 else -1
+    return sorted(set(versions), key=functools.cmp_to_key(compare))
 
-    The version is another than the pinned one only when the archive no
-    longer has that; the caller has to say so.
-    """
-    want = apt / "source"
-    if is_fetched(want, pin["files"]):
-        return want, pin["version"]
-    common.need_space(apt, 100)
-    options, env = apt_options(apt), {**os.environ, "LC_ALL": "C"}
-    package, version = pin["package"], pin["version"]
-    hint = "; mend that, or give a QEMU git checkout with QEMU_SRC="
-    progress(f"fetching the source of {package} {version} with apt")
+
+def release(version):
+    """Of 1:10.2.2+ds-1 or 10.2.2: 10.2"""
+    return re.match(r"(?:\d+:)?(\d+\.\d+|.*)", version)[1]
+
+
+def apt_update(options, env, hint):
     try:
         run(["apt-get", *options, "update"], env=env)
     except ToolError as e:
         raise ToolError(f"{e}{hint}") from e
 
-    def fetch(directory, what):
+
+def download(pin, apt):
+    """(directory of the source package's files, version got).
+
+    The version is another than the pinned one only when the archive no
+    longer has that, or lists it but does not serve it; the caller has to say so.
+    """
+    want = apt / "source"
+    if is_fetched(want, pin["files"]):
+        return want, pin["version"]
+    common.need_space(apt, 100)
+    options, env = apt_options(apt, "deb-src", pin.get("suites")), {**os.environ, "LC_ALL": "C"}
+    package, version = pin["package"], pin["version"]
+    hint = "; mend that, or give a QEMU git checkout with QEMU_SRC="
+    progress(f"fetching the source of {package} {version} with apt")
+    apt_update(options, env, hint)
+
+    def fetch(directory, version):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        run(["apt-get", *options, "source", "--download-only", what], cwd=directory, env=env)
+        run(["apt-get", *options, "source", "--download-only", f"{package}={version}"], cwd=directory, env=env)
 
     known = re.findall(r"^Version: (\S+)$", run(["apt-cache", *options, "showsrc", package], env=env), re.M)
     if not known:
         raise ToolError(f"apt knows no source package {package}{hint}")
+    # after the pinned one, those of the same release series, then what is newest
+    known = newest_first(known)
+    known.sort(key=lambda v: (v != version, release(v) != release(pin["upstream"])))
+    problem = None
+    for v in known:
+        directory = want if v == version else apt / "source-moved"
+        try:
+            fetch(directory, v)
+        except ToolError as e:
+            progress(f"{package} {v} is listed but cannot be had")
+            problem = problem or e
+            continue
+        if v == version:
+            try:
+                verify(want, pin["files"])
+            except ToolError as e:
+                raise ToolError(f"{e}{hint}") from e
+        return directory, v
+    raise ToolError(f"{problem}{hint}")
+
+
+# -- Python packages that a build needs newer than this Debian has them --------
+
+def unpacked_python(top):
+    """The directory for PYTHONPATH in build/<stack>, if there is one."""
+    return top / "python/usr/lib/python3/dist-packages"
+
+
+def unpack_python(stack):
+    """The Debian packages that pin.json names, unpacked below build/<stack>; nothing is installed."""
+    wanted = read_pin(stack).get("python")
+    top = common.stack_dir(stack)
+    out, marker = top / "python", top / "python.json"
+    if not wanted:
+        shutil.rmtree(out, ignore_errors=True)
+        return
     try:
-        if version in known:
-            fetch(want, f"{package}={version}")
-            verify(want, pin["files"])
-            return want, version
-        other = apt / "source-moved"
-        fetch(other, package)
-    except ToolError as e:
-        raise ToolError(f"{e}{hint}") from e
-    dsc, = other.glob("*.dsc")
-    return other, re.search(r"^Version: (\S+)$", dsc.read_text(errors="replace"), re.M)[1]
+        if json.loads(marker.read_text()) == wanted and unpacked_python(top).is_dir():
+            return
+    except (OSError, ValueError):
+        pass
+    marker.unlink(missing_ok=True)
+    debs = fetch_debs(wanted, common.BUILD / "apt" / "-".join(["deb", *wanted["suites"]]))
+    shutil.rmtree(out, ignore_errors=True)
+    for deb in debs:
+        run(["dpkg-deb", "--extract", deb, out])
+    write_json(marker, wanted)
+
+
+def fetch_debs(wanted, apt):
+    """The .deb files that wanted names, verified; another version is said."""
+    out, env = apt / "debs", {**os.environ, "LC_ALL": "C"}
+    files = {d["file"]: d["sha256"] for d in wanted["packages"].values()}
+    if is_fetched(out, files):
+        return [out / name for name in files]
+    common.need_space(apt, 200)
+    hint = "; mend that"
+    progress(f"fetching {', '.join(wanted['packages'])} with apt, to be unpacked below {common.BUILD}")
+    options = apt_options(apt, "deb", wanted["suites"])
+    apt_update(options, env, hint)
+    shutil.rmtree(out, ignore_errors=True)
+    found = []
+    for package, pin in wanted["packages"].items():
+        said = run(["apt-cache", *options, "show", "--all-versions", package], env=env)
+        known = newest_first(re.findall(r"^Version: (\S+)$", said, re.M))
+        known.sort(key=lambda v: v != pin["version"])
+        for n, version in enumerate(known):
+            directory = out / "new"
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+            try:
+                run(["apt-get", *options, "download", f"{package}={version}"], cwd=directory, env=env)
+                break
+            except ToolError as e:
+                if n == len(known) - 1:
+                    raise ToolError(f"{e}{hint}") from e
+        else:
+            raise ToolError(f"apt knows no package {package} in {', '.join(wanted['suites'])}{hint}")
+        if version == pin["version"]:
+            verify(directory, {pin["file"]: pin["sha256"]})
+        else:
+            progress(f"NOT THE PINNED {package}: the archive has moved on to {version} (pinned: {pin['version']})")
+        deb, = directory.glob("*.deb")
+        found.append(deb.replace(out / deb.name))
+    return found
 
 
 # -- from files to a git tree --------------------------------------------------
@@ -258,7 +362,7 @@ def import_package(pin, repo, work, apt, key):
     progress(f"unpacking {pin['package']} {version}")
     src, own = unpack(pin, files, work)
     upstream = (src / "VERSION").read_text().strip()
-    if moved and upstream.split(".")[:2] != pin["upstream"].split(".")[:2]:
+    if moved and release(upstream) != release(pin["upstream"]) and not pin.get("any_release"):
         raise ToolError(f"the archive has moved on to QEMU {upstream}, another release series than "
                         f"{pin['upstream']}; give a QEMU git checkout with QEMU_SRC=")
     commit = commit_directory(repo, src, f"QEMU {upstream}")
@@ -311,6 +415,11 @@ def export_checkout(path, commit, out):
     for mode, _, sub, name in (re.split(r"\s", s, maxsplit=3) for s in links.splitlines()):
         if mode == "160000" and (path / name / ".git").exists():
             archive(path / name, sub, out / name)
+    for name in SUBPROJECTS:
+        theirs, ours = path / "subprojects" / name, out / "subprojects" / name
+        # meson puts these there, git does not know of them
+        if (out / f"subprojects/{name}.wrap").is_file() and theirs.is_dir() and not ours.exists():
+            shutil.copytree(theirs, ours, symlinks=True, ignore=shutil.ignore_patterns(".git"))
     if not (out / "VERSION").is_file() or not (out / "configure").is_file():
         raise ToolError(f"QEMU_SRC={path}: no QEMU in it (no VERSION or configure)")
 
@@ -339,7 +448,8 @@ def base(stack):
         commit, how = checkout_commit(pin, path)
         key = f"QEMU_SRC {path} {commit}"
     else:
-        key = "pin " + hashlib.sha256(json.dumps({**pin, "series_tree": ""}, sort_keys=True).encode()).hexdigest()
+        about = {k: v for k, v in pin.items() if k not in NOT_THE_BASE}
+        key = "pin " + hashlib.sha256(json.dumps({**about, "series_tree": ""}, sort_keys=True).encode()).hexdigest()
     try:
         known = Base(**json.loads(state.read_text()))
         if known.key == key:
@@ -356,7 +466,7 @@ def base(stack):
         if path:
             new = import_checkout(pin, repo, work, path, commit, how, key)
         else:
-            new = import_package(pin, repo, work, common.BUILD / "apt", key)
+            new = import_package(pin, repo, work, common.BUILD / "apt" / "-".join(pin.get("suites", [])), key)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     # named, so that git never takes them for garbage
