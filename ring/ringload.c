@@ -44,6 +44,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <sysexits.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -100,6 +101,8 @@ static void end_qemu(void)
     }
 }
 
+static int die_status = EXIT_FAILURE;
+
 __attribute__((noreturn, format(printf, 1, 2))) static void die(const char *format, ...)
 {
     va_list ap;
@@ -110,7 +113,7 @@ __attribute__((noreturn, format(printf, 1, 2))) static void die(const char *form
     va_end(ap);
     fputc('\n', stderr);
     end_qemu();
-    exit(1);
+    exit(die_status);
 }
 
 /* The peer has gone: say what QEMU said last, in one line. */
@@ -1275,6 +1278,7 @@ static void find_irq_fds(void)
 
         for (int tries = 0; fd < 0; tries++) {
             if (tries == 50) {
+                die_status = EX_TEMPFAIL;       /* one QEMU in hundreds; the next one will do */
                 die("--irqfd on: the eventfd of queue %u's interrupt is not to be found", i);
             }
             read_eventfds(before);

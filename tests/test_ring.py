@@ -35,6 +35,27 @@ def parameters(**env):
         return ring.parameters({"SEED": "1", **env})
 
 
+class RunLoad(unittest.TestCase):
+    def run_load(self, script):
+        with tempfile.TemporaryDirectory() as d, contextlib.redirect_stderr(io.StringIO()) as err:
+            try:
+                return ring.run_load(["/bin/sh", "-c", script, d], 5)
+            finally:
+                self.tries = err.getvalue().count("trying again")
+
+    def test_tries_again_only_when_told(self):
+        once = "[ -e $0/x ] && echo '{}' && exit; touch $0/x; echo busy >&2; exit "
+        self.assertEqual(self.run_load(once + "75"), {})
+        with self.assertRaisesRegex(ToolError, "busy"):
+            self.run_load(once + "1")
+        self.assertEqual(self.tries, 0)
+
+    def test_gives_up(self):
+        with self.assertRaisesRegex(ToolError, "busy"):
+            self.run_load("echo busy >&2; exit 75")
+        self.assertEqual(self.tries, 2)
+
+
 class Parameters(unittest.TestCase):
     def test_full_plan(self):
         p = parameters()
