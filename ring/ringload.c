@@ -1181,8 +1181,11 @@ static int copy_descriptor(int fd)
     return copy;
 }
 
-/* One request by itself, for find_irq_fds(). */
-static void one_request(struct queue *q)
+/*
+ * One request by itself, for find_irq_fds().  Who asks for the next interrupt before
+ * QEMU has decided about this one gets none, so wait a while.
+ */
+static void one_request(struct queue *q, unsigned wait_us)
 {
     uint64_t end = now_ns() + (uint64_t)(opt.timeout * NS);
 
@@ -1195,6 +1198,7 @@ static void one_request(struct queue *q)
         }
         sched_yield();
     }
+    usleep(wait_us);
     q->idle[q->idles++] = take(q);
     arm(q);
 }
@@ -1265,7 +1269,6 @@ static void stop_main_thread(void)
 /*
  * Find the eventfd of each queue's interrupt: after some requests, one at a time,
  * it has counted nearly all of them, now that the main thread no longer reads it.
- * (Not all: a driver that asks for the next interrupt early enough misses one.)
  */
 static void find_irq_fds(void)
 {
@@ -1283,8 +1286,7 @@ static void find_irq_fds(void)
             }
             read_eventfds(before);
             for (unsigned r = 0; r < REQUESTS; r++) {
-                one_request(q);
-                usleep(100 + 1000 * tries);
+                one_request(q, 100 + 1000 * tries);
             }
             read_eventfds(after);
             fd = which_eventfd(before, after, NEARLY);

@@ -507,6 +507,7 @@ def check_ring(results, stack):
     binary = built(stack) / "qemu-system-x86_64"
     results.do("ring: a binary against itself shows no difference", ring.check_same, binary)
     results.do("ring: a second write for each notification is found", ring.check_slowed, binary)
+    results.do(f"ring: the used index wraps {ring.WRAPS} times, and no notification is lost", ring.check_wraps, binary)
     results.do("ring: one wrong byte in the image is found", ring.check_corruption, binary)
 
 

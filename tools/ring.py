@@ -733,6 +733,7 @@ def show(directory):
 
 # -- tests of the instrument, for check.py -----------------------------------------
 
+WRAPS = 4       # times 65,536 requests
 DOUBLE_WRITES = common.ROOT / "ring" / "doublewrite.c"
 
 
@@ -780,6 +781,17 @@ def check_slowed(binary):
         r = _writes(p, found, [binary, str(slowed)])
     if r["low"] is None or not 1.9 < r["ratio"] < 2.1 or r["low"] <= 1:
         raise ToolError(f"a doubled write was not found: write(2) per I/O {report.ratio_text(r)}, 2 expected")
+
+
+def check_wraps(binary):
+    """No notification is lost while the used index wraps: the driver takes nothing without an interrupt."""
+    p = _small(AIO="native io_uring", IODEPTH="7 64", EVENT_IDX="on", IRQ="each batch", WAIT="irq",
+               MIN_IOS=str(WRAPS << 16))
+    with images(p) as found:
+        for config in p.configs:
+            done = sample(binary, config, p, found[config.storage, config.aio], 1)["ios"]
+            if done < WRAPS << 16:
+                raise ToolError(f"{config}: {done} requests, {WRAPS << 16} were wanted")
 
 
 def check_corruption(binary):
