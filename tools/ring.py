@@ -438,11 +438,13 @@ def bench_ring(env=os.environ, run=sample):
     with images(p) as found:
         out = new_directory("A-B" if p.qemu_a else stack)
         first = p.configs[0]
-        bench.write_json(out / "ring.json", {
+        info = {
             "parameters": dataclasses.asdict(p), "stack": stack,
             "disk": p.disk or "a file of our own", "binaries": [dataclasses.asdict(b) for b in both],
             "host": bench.host(), "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}",
-            "command": command(both[0].path, first, p, found[first.storage, first.aio], p.seed)})
+            "command": command(both[0].path, first, p, found[first.storage, first.aio], p.seed)}
+        # without the paths of this machine, to be shown elsewhere
+        bench.write_json(out / "ring.json", json.loads(json.dumps(info).replace(f"{common.ROOT}/", "")))
         steps = p.pairs * len(p.configs) * len(ROLES)
         common.progress(f"{len(p.configs)} configurations x {p.pairs} pairs x (base, base again, series), "
                         f"{p.seconds:g} s each, {left_text(steps * (p.seconds + WARM_UP + COUNT + 0.6))} "
