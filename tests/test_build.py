@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import pathlib
 import shutil
@@ -42,6 +43,13 @@ class TestBuild(unittest.TestCase):
         self.first = self.commit({"a.c": "one\n", "b.c": "b\n", "configure": CONFIGURE, "pc-bios/README": "x\n",
                                   "scripts/meson-buildoptions.sh": "\n", "ui/keycodemapdb/meson.build": "\n"})
         self.said = io.StringIO()
+        self.pin()
+
+    def pin(self, **more):
+        path = self.top / "patches/toy/pin.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**dict.fromkeys(["package", "version", "files", "diffs", "upstream", "tag",
+                                                     "base_tree"], ""), **more}))
 
     def commit(self, files):
         for name, text in files.items():
@@ -96,9 +104,34 @@ class TestBuild(unittest.TestCase):
         self.refuses(self.commit({"a.c": ""}), "ninja failed", "ninja.log")
 
     def test_placeholders_leave_the_tree_clean(self):
-        self.build(self.first)
-        self.assertTrue((self.src / "pc-bios/edk2-arm-vars.fd.bz2").is_file())
+        self.build(self.commit({"pc-bios/meson.build": "fds = [ 'edk2-arm-vars.fd', 'edk2-x86_64-code.fd' ]\n",
+                                "pc-bios/dtb/meson.build": "dtbs = [ 'bamboo.dtb' ]\n"}))
+        for name in ["edk2-arm-vars.fd.bz2", "edk2-x86_64-code.fd.bz2", "dtb/bamboo.dtb"]:
+            self.assertTrue((self.src / "pc-bios" / name).is_file(), name)
         self.assertEqual(git(self.src, "status", "--porcelain"), "")
+
+    def test_arguments_of_pin_json_are_added(self):
+        self.pin(configure=["--more", "--x=a b"])
+        self.build(self.first)
+        self.assertEqual(self.configured(), ["good --more --x=a b"])
+
+    def test_arguments_that_a_release_knows_no_longer(self):
+        args = ["--meson=/usr/bin/meson", "--enable-sanitizers", "--cc=x"]
+        self.build(self.first, args)
+        self.build(self.commit({"configure": CONFIGURE + "case x in\n  --meson=*) ;;\n  --enable-sanitizers) ;;\nesac\n"}), args)
+        self.assertEqual(self.configured(), ["--enable-asan --enable-ubsan --cc=x", " ".join(args)])
+
+    def test_python_packages_are_found(self):
+        self.assertNotIn("PYTHONPATH", build.environment(self.stack / "base"))
+        path = source.unpacked_python(self.stack)
+        path.mkdir(parents=True)
+        self.assertEqual(build.environment(self.stack / "base")["PYTHONPATH"], str(path))
+
+    def test_meson_of_the_build(self):
+        self.assertEqual(build.meson(self.stack), "meson")
+        (self.stack / "pyvenv/bin").mkdir(parents=True)
+        (self.stack / "pyvenv/bin/meson").touch()
+        self.assertEqual(build.meson(self.stack), str(self.stack / "pyvenv/bin/meson"))
 
     def test_changes_in_the_source_are_not_lost(self):
         self.build(self.first)
@@ -119,6 +152,9 @@ class TestBuild(unittest.TestCase):
     def test_submodule_missing(self):
         git(self.repo, "rm", "-q", "-r", "ui")
         self.refuses(self.commit({}), "git submodule update --init ui/keycodemapdb")
+
+    def test_subproject_missing(self):
+        self.refuses(self.commit({"subprojects/keycodemapdb.wrap": "x\n"}), "meson subprojects download keycodemapdb")
 
     def test_full_disk(self):
         with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=5 << 20)):

@@ -55,13 +55,18 @@ echo "$*" >>"$FAKE/called"
 for last; do :; done
 case " $* " in
 *" update "*) [ ! -e "$FAKE/offline" ] || { echo "E: cannot reach it" >&2; exit 100; } ;;
-*" source "*) case $last in
-    *=*) cp "$FAKE/${last#*=}"/* . ;;
-    *) cp "$FAKE/$(tail -n 1 "$FAKE/versions")"/* . ;;
-    esac ;;
+*" source "*) cp "$FAKE/${last#*=}"/* . ;;
+*" download "*) cp "$FAKE/$last"/*.deb . ;;
 esac
 """
-APT_CACHE = '#!/bin/sh\nsed "s/^/Version: /" "$FAKE/versions"\n'
+APT_CACHE = """\
+#!/bin/sh
+for last; do :; done
+case " $* " in
+*" showsrc "*) sed "s/^/Version: /" "$FAKE/versions" ;;
+*" show "*) ls -d "$FAKE/$last="* | sed "s/.*=/Version: /" ;;
+esac
+"""
 
 
 def write(directory, files):
@@ -75,10 +80,10 @@ def diff(name, old, new):
 
 
 class TestLists(unittest.TestCase):
-    def lists(self, files):
+    def lists(self, files, *args):
         with tempfile.TemporaryDirectory() as d:
             write(pathlib.Path(d), files)
-            return source.source_lists(pathlib.Path(d), "bookworm")
+            return source.source_lists(pathlib.Path(d), "bookworm", *args)
 
     def test_one_line_format(self):
         self.assertEqual(self.lists({"sources.list": LIST}), {"sources.list": (
@@ -90,6 +95,14 @@ class TestLists(unittest.TestCase):
         self.assertEqual(self.lists({"sources.list.d/debian.sources": SOURCES}), {"debian.sources": (
             "Types: deb-src\nUris: http://one.example/debian\nSuites: bookworm bookworm-updates\n"
             "Components: main\nSigned-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n xyz\n")})
+
+    def test_other_suites_of_the_same_archive(self):
+        self.assertEqual(self.lists({"sources.list": LIST}, "deb", ["x", "y"]), {"sources.list": (
+            "deb http://one.example/debian x main contrib # why\ndeb http://one.example/debian y main contrib # why\n")})
+        self.assertEqual(self.lists({"a.list": LIST, "sources.list.d/debian.sources": SOURCES}, "deb-src", ["x", "y"]),
+                         {"debian.sources": (
+                             "Types: deb-src\nUris: http://one.example/debian\nSuites: x y\nComponents: main\n"
+                             "Signed-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n xyz\n")})
 
     def test_other_files_are_left_alone(self):
         self.assertEqual(self.lists({"sources.list.d/x.sources.save": SOURCES, "sources.list.d/y.list.off": LIST,
@@ -292,6 +305,93 @@ class TestBase(unittest.TestCase):
         self.moved(4, gap=3)
         self.refuses("a gap")
 
+    def test_archive_moved_on_to_another_release_that_is_welcome(self):
+        self.moved(1, release="8.0")
+        self.pin({**self.pinned, "any_release": True})
+        self.assertEqual((self.base().version, self.base().pinned), ("8.0.1", False))
+        self.assertIn("NOT THE PINNED BASE", self.said.getvalue())
+
+    def test_listed_but_not_served(self):
+        self.moved(3)
+        shutil.rmtree(self.fake / "1")
+        (self.fake / "versions").write_text("1\n2\n")
+        self.assertEqual(self.base().version, "7.2.3")
+        self.assertIn("qemu 1 is listed but cannot be had", self.said.getvalue())
+        self.assertIn("NOT THE PINNED BASE", self.said.getvalue())
+
+    def test_nothing_is_served(self):
+        shutil.rmtree(common.BUILD)
+        shutil.rmtree(self.fake / "1")
+        self.refuses("apt-get", "QEMU_SRC=")
+
+    def test_same_release_series_first_then_what_is_newest(self):
+        for version, release in [("1:7.2.9-1", "7.2"), ("1:7.2.10-1", "7.2"), ("1:8.0.1-1", "8.0")]:
+            self.package(version, int(version.split(".")[2][:-2]), release=release)
+        (self.fake / "versions").write_text("1:7.2.9-1\n1:8.0.1-1\n1:7.2.10-1\n")
+        shutil.rmtree(common.BUILD)
+        self.assertEqual(self.base().version, "7.2.10")
+
+    def test_newest_first(self):
+        self.assertEqual(source.newest_first(["1.9", "1.10~rc1", "1:1.0", "1.10", "1.9"]), ["1:1.0", "1.10", "1.10~rc1", "1.9"])
+
+    # -- what pin.json says beside
+
+    def test_other_suites_have_a_place_of_their_own(self):
+        shutil.rmtree(common.BUILD)
+        self.pin({**self.pinned, "suites": ["unstable"]})
+        self.assertTrue(self.base().pinned)
+        self.assertEqual((common.BUILD / "apt/unstable/etc/sources.list").read_text(),
+                         "deb-src http://one.example/debian unstable main contrib # why\n")
+
+    def test_arguments_of_configure_are_not_the_base(self):
+        self.base()
+        self.pin({**self.pinned, "configure": ["--x"], "python": {}})
+        (self.fake / "offline").touch()
+        shutil.rmtree(common.BUILD / "apt")
+        self.assertTrue(self.base().pinned)
+
+    def deb(self, package, version, text):
+        """What the archive has, and what a pin says of it."""
+        work, out = self.top / "deb", self.fake / f"{package}={version}"
+        write(work, {"usr/lib/python3/dist-packages/m.py": text, "DEBIAN/control":
+                     f"Package: {package}\nVersion: {version}\nArchitecture: all\nMaintainer: x\nDescription: x\n"})
+        out.mkdir()
+        name = f"{package}_{version}_all.deb"
+        common.run(["dpkg-deb", "--build", "--root-owner-group", work, out / name])
+        return {"version": version, "file": name, "sha256": source.sha256(out / name)}
+
+    def unpack_python(self, pins):
+        self.pin({**self.pinned, "python": {"suites": ["next"], "packages": pins}})
+        with contextlib.redirect_stderr(self.said):
+            source.unpack_python("v7.2")
+        return (source.unpacked_python(common.stack_dir("v7.2")) / "m.py").read_text()
+
+    def test_python_packages_are_unpacked(self):
+        pin = self.deb("meson", "1.7-1", "old\n")
+        self.deb("meson", "1.8-1", "new\n")
+        self.assertEqual(self.unpack_python({"meson": pin}), "old\n")
+        self.assertNotIn("NOT THE PINNED", self.said.getvalue())
+        (self.fake / "offline").touch()
+        self.assertEqual(self.unpack_python({"meson": pin}), "old\n")
+        self.pin({**self.pinned, "python": None})
+        source.unpack_python("v7.2")
+        self.assertFalse((common.stack_dir("v7.2") / "python").exists())
+
+    def test_python_package_that_is_another(self):
+        pin = self.deb("meson", "1.7-1", "old\n")
+        with self.assertRaisesRegex(ToolError, "pin.json says 0; not used"):
+            self.unpack_python({"meson": {**pin, "sha256": "0"}})
+
+    def test_python_package_that_has_moved_on(self):
+        self.deb("meson", "1.8-1", "new\n")
+        gone = {"version": "1.7-1", "file": "meson_1.7-1_all.deb", "sha256": "0"}
+        self.assertEqual(self.unpack_python({"meson": gone}), "new\n")
+        self.assertIn("NOT THE PINNED meson: the archive has moved on to 1.8-1 (pinned: 1.7-1)", self.said.getvalue())
+
+    def test_python_package_that_is_unknown(self):
+        with self.assertRaisesRegex(ToolError, "apt knows no package meson in next"):
+            self.unpack_python({"meson": {"version": "1", "file": "f", "sha256": "0"}})
+
     # -- QEMU_SRC=
 
     def checkout(self, tag=None):
@@ -337,6 +437,18 @@ class TestBase(unittest.TestCase):
         git(repo, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(sub), "ui/keycodemapdb")
         git(repo, "commit", "-q", "-a", "-m", "submodule")
         self.assertEqual(self.show(f"{self.base().commit}:ui/keycodemapdb/meson.build"), "x\n")
+
+    def test_checkout_with_subproject(self):
+        repo = self.checkout()
+        write(repo, {"subprojects/keycodemapdb.wrap": "x\n", ".gitignore": "/subprojects/*/\n"})
+        git(repo, "add", "-A")
+        git(repo, "commit", "-q", "-m", "wrap")
+        write(repo, {"subprojects/keycodemapdb/meson.build": "x\n", "subprojects/keycodemapdb/.git/HEAD": "x\n",
+                     "subprojects/other/meson.build": "x\n"})
+        base = self.base()
+        self.assertEqual(self.show(f"{base.commit}:subprojects/keycodemapdb/meson.build"), "x\n")
+        self.assertEqual(git(common.stack_dir("v7.2") / "tree", "ls-tree", "--name-only", base.commit, "subprojects/"),
+                         "subprojects/keycodemapdb.wrap\nsubprojects/keycodemapdb\n")
 
     def test_checkout_that_is_none(self):
         for path in ("nowhere", "fake"):

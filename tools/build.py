@@ -22,6 +22,7 @@ from common import ToolError, git, progress, run
 
 NOTIFY_TEST = "tests/qtest/virtio-notify-test"      # the series' own
 # Lets tests delay the end of sections and switch the barrier off; no part of the series.
+# A stack whose code is another has its own patches/<stack>/hooks.diff.
 HOOKS = common.ROOT / "tests/hooks.patch"
 TARGETS = ["qemu-system-x86_64", "qemu-img", "qemu-io", "qemu-nbd",
            "storage-daemon/qemu-storage-daemon"]
@@ -199,14 +200,15 @@ def build_side(stack, side, commit, targets=TARGETS, args=None):
 
 
 def hooked(stack, commit):
-    """That commit with tests/hooks.patch on top, which is for tests only."""
+    """That commit with the hooks on top, which are for tests only."""
     repo, index = common.stack_dir(stack) / "tree", common.stack_dir(stack) / "hooks-index"
     env = {"GIT_INDEX_FILE": str(index), "GIT_AUTHOR_DATE": "2000-01-01T00:00Z",
            "GIT_COMMITTER_DATE": "2000-01-01T00:00Z"}
+    own = common.patch_dir(stack) / series.HOOKS
     index.unlink(missing_ok=True)
     try:
         git(repo, "read-tree", commit, env=env)
-        git(repo, "apply", "--cached", str(HOOKS), env=env)
+        git(repo, "apply", "--cached", str(own if own.is_file() else HOOKS), env=env)
         tree = git(repo, "write-tree", env=env).strip()
         return git(repo, "commit-tree", tree, "-p", commit, "-m", "hooks for tests", env=env).strip()
     finally:

@@ -27,6 +27,7 @@ import source
 from common import ToolError, git, progress, run
 
 COVER = "0000-cover-letter.patch"
+HOOKS = "hooks.diff"        # for tests, no part of the series; see build.py
 
 
 # -- patch files ---------------------------------------------------------------
@@ -285,7 +286,7 @@ def export():
 # -- check: each returns what is wrong, a line each ----------------------------
 
 def check_numbers(directory):
-    names = sorted(p.name for p in directory.iterdir() if p.name != "pin.json")
+    names = sorted(p.name for p in directory.iterdir() if p.name not in ("pin.json", HOOKS))
     out = [f"{n}: neither a patch nor the cover letter" for n in names if not re.fullmatch(r"\d{4}-.+\.patch", n)]
     out += [] if COVER in names else [f"{COVER}: missing"]
     numbers = [int(n[:4]) for n in names if n[:4].isdigit() and n != COVER]

@@ -256,7 +256,10 @@ def fetch_debs(wanted, apt):
     shutil.rmtree(out, ignore_errors=True)
     found = []
     for package, pin in wanted["packages"].items():
-        said = run(["apt-cache", *options, "show", "--all-versions", package], env=env)
+        try:
+            said = run(["apt-cache", *options, "show", "--all-versions", package], env=env)
+        except ToolError:
+            said = ""       # it has none
         known = newest_first(re.findall(r"^Version: (\S+)$", said, re.M))
         known.sort(key=lambda v: v != pin["version"])
         for n, version in enumerate(known):
