@@ -156,6 +156,12 @@ class TestBuild(unittest.TestCase):
     def test_subproject_missing(self):
         self.refuses(self.commit({"subprojects/keycodemapdb.wrap": "x\n"}), "meson subprojects download keycodemapdb")
 
+    def test_hooks_of_the_stack(self):
+        (self.repo / "a.c").write_text("hooked\n")
+        (self.top / "patches/toy/hooks.diff").write_text(git(self.repo, "diff"))
+        git(self.repo, "checkout", "-q", ".")
+        self.assertEqual(git(self.repo, "show", f"{build.hooked('toy', self.first)}:a.c"), "hooked\n")
+
     def test_full_disk(self):
         with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=5 << 20)):
             self.refuses(self.first, "5 MiB free")

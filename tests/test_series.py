@@ -374,6 +374,10 @@ class TestCheck(Toy):
         rest = [n for n in failed if n not in this and not n.startswith(others)] if others else []
         self.assertEqual(rest, [])
 
+    def test_hooks_for_tests_may_lie_beside(self):
+        (self.dir / "hooks.diff").write_text("x\n")
+        self.test_good_series()
+
     def test_good_series(self):
         found = self.wrong()
         self.assertEqual({n: w for n, w in found.items() if w}, {})
