@@ -1,6 +1,5 @@
 # The front door. `make help` lists the targets; docs/ has the depth.
 
-STACK ?= v7.2
 PYTHON ?= /usr/bin/python3
 export
 

@@ -250,6 +250,20 @@ class Keeping(unittest.TestCase):
         self.assertIn("QEMU_A", str(e))
         self.assertFalse((self.build / "results").exists() and list((self.build / "results").glob("*-*")))
 
+    def test_load_generator_follows_unless_a_workload_was_chosen(self):
+        import ring
+        for env, follows in [({}, True), ({"RW": "read"}, False), ({"RW": "read", "RING": "on"}, True),
+                             ({"RING": "off"}, False), ({"QEMU_A": "/a", "QEMU_B": "/b"}, True)]:
+            with self.subTest(env), mock.patch.dict(os.environ, env), mock.patch("bench.bench") as guests, \
+                    mock.patch("bench.build.main"), mock.patch("bench.series.update_tree"), \
+                    mock.patch("common.progress"), mock.patch("ring.bench_ring") as generator:
+                bench.main()
+                self.assertEqual((guests.call_count, generator.call_count), (1, int(follows)))
+                if follows:
+                    with mock.patch("ring.cpu_list", lambda: [0, 1]):
+                        p = ring.parameters(generator.call_args[0][0])
+                    self.assertEqual((p.qemu_a, len(p.configs)), (env.get("QEMU_A", ""), 3))
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -101,6 +101,51 @@ class Parts(unittest.TestCase):
         self.assertEqual((found.passed, found.failed), (0, ["a"]))
 
 
+class Stacks(unittest.TestCase):
+    """make check without STACK=: a process for each."""
+
+    def check(self, script):
+        with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()) as out, \
+                contextlib.redirect_stderr(io.StringIO()):
+            toy = pathlib.Path(d) / "check.py"
+            toy.write_text(f"import os, sys\n{script}\n")
+            with mock.patch.object(check, "__file__", str(toy)):
+                found = check.check_stack("v1", ["unit", "ring"])
+        return found.passed, found.failed, out.getvalue()
+
+    def test_counts(self):
+        self.assertEqual(self.check("print('ok   a\\n3 passed, 0 failed')"), (3, [], "ok   a\n"))
+        self.assertEqual(self.check("print(os.environ['STACK'], os.environ['ONLY'])\nprint('1 passed, 0 failed')"),
+                         (1, [], "v1 unit ring\n"))
+
+    def test_says_no(self):
+        self.assertEqual(self.check("print('FAIL b\\nfailed: b\\n3 passed, 1 failed')\nsys.exit(1)")[:2], (3, ["v1 b"]))
+        for script in ["", "print('ok   a')", "os.kill(os.getpid(), 9)", "print('3 passed, 1 failed')",
+                       "print('3 passed, 0 failed')\nprint('and then')"]:
+            with self.subTest(script):
+                passed, failed, _ = self.check(script)
+                self.assertEqual(len(failed), 1)
+                self.assertIn("before its last test", failed[0])
+
+    def test_parts_that_fit(self):
+        with mock.patch("check.source.read_pin", lambda stack: {"check": ["unit", "qtest"]}):
+            self.assertEqual(check.wanted_parts([], "v1"), ["unit", "qtest"])
+            self.assertEqual(check.wanted_parts(["ring", "qtest"], "v1"), ["qtest"])
+        with mock.patch("check.source.read_pin", lambda stack: {}):
+            self.assertEqual(check.wanted_parts([], "v1"), list(check.PARTS))
+        with self.assertRaisesRegex(common.ToolError, "ONLY=nonsense"):
+            check.wanted_parts(["nonsense"], "v1")
+
+    def test_oldest_first(self):
+        with tempfile.TemporaryDirectory() as d, mock.patch.object(common, "ROOT", pathlib.Path(d)), \
+                mock.patch.dict(os.environ, STACK=""):
+            for name in ["v10.2", "v7.2", "v8.0"]:
+                (pathlib.Path(d) / "patches" / name).mkdir(parents=True)
+                (pathlib.Path(d) / "patches" / name / "pin.json").write_text("{}")
+            self.assertEqual(common.stacks(), ["v7.2", "v8.0", "v10.2"])
+            self.assertEqual(common.stack_name(), "v7.2")
+
+
 class Setenv(unittest.TestCase):
     def test_is_as_before_afterwards(self):
         with common.setenv(DEFER_CALL_DELAY="1"):

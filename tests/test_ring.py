@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -10,6 +11,8 @@ import sys
 import tempfile
 import unittest
 from unittest import mock
+
+import numpy
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
 import common
@@ -74,8 +77,7 @@ class Parameters(unittest.TestCase):
         self.assertEqual({c.queues for c in p.configs if c.aio == "io_uring"}, {1, 4})
         self.assertIn("off", {c.event_idx for c in p.configs})
         self.assertIn("disk", {c.storage for c in p.configs})
-        # about 0.6 s to start QEMU and verify its data
-        self.assertLess(len(p.configs) * p.pairs * 3 * (p.seconds + ring.WARM_UP + ring.COUNT + 0.6), 600)
+        self.assertLess(len(p.configs) * p.pairs * 3 * (p.seconds + ring.WARM_UP + ring.COUNT + ring.START_UP), 600)
 
     def test_selection(self):
         p = parameters(AIO="native,threads", IODEPTH="8 2", QUEUES="3", EVENT_IDX="off", IRQ="batch",
@@ -142,7 +144,7 @@ class Measure(unittest.TestCase):
         self.dir = pathlib.Path(d.name)
         patches = [mock.patch.object(common, "BUILD", self.dir), CPUS,
                    mock.patch("ring.images", self.images), mock.patch("ring.ringload", lambda: "ringload"),
-                   mock.patch("common.progress", lambda _: None)]
+                   mock.patch("common.progress", lambda _: None), mock.patch("common.run", self.fio)]
         for p in patches:
             p.start()
             self.addCleanup(p.stop)
@@ -151,6 +153,11 @@ class Measure(unittest.TestCase):
     @contextlib.contextmanager
     def images(p):
         yield {(c.storage, c.aio): ring.Image("/i", True, "all") for c in p.configs}
+
+    @staticmethod
+    def fio(cmd):
+        """What ring.py has run but ringload: fio on the host, and QEMU for its version."""
+        return 'note\n{"jobs": [{"read": {"iops": 4000}, "write": {"iops": 0}}]}' if cmd[0] == "fio" else "v"
 
     def measure(self, run, **env):
         out = io.StringIO()
@@ -188,6 +195,34 @@ class Measure(unittest.TestCase):
         self.assertEqual(page.count("<svg"), 4)
         self.assertIn("submissions per I/O", page)
         self.assertIn("with plots:", text)
+        self.assertEqual(text.count("fio on the host: 4,000 IOPS; A 25%, B 3"), 4)
+        self.assertIn("fast native, event_idx on: 2 configurations together", text)
+        self.assertRegex(text, r"2 configurations together\n +IOPS .* 1\.30\d \[.*better")
+
+    def test_packed_results_are_the_same(self):
+        text = self.measure(self.toy())
+        runs = self.directory() / "runs.jsonl"
+        runs.with_suffix(".jsonl.xz").write_bytes(ring.lzma.compress(runs.read_bytes()))
+        runs.unlink()
+        (self.directory() / "limits.jsonl").unlink()
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            ring.show(self.directory())
+        self.assertEqual(out.getvalue(), "".join(
+            line for line in text.splitlines(True) if "fio on the host" not in line))
+        runs.with_suffix(".jsonl.xz").write_bytes(b"x")
+        with self.assertRaisesRegex(ToolError, "damaged"):
+            ring.load(self.directory())
+
+    def test_many_configurations_are_shown_group_by_group(self):
+        with mock.patch("ring.MANY", 3):
+            text = self.measure(self.toy())
+        self.assertIn("2 configurations together", text)
+        self.assertNotIn("fast native qd 1 x 1, event_idx on, irq each\n", text)
+        self.assertIn("fast native qd 1 x 1", (self.directory() / "report.html").read_text())
+
+    def test_fio_that_gives_nothing_is_told(self):
+        with mock.patch("common.run", lambda cmd: "v"), self.assertRaisesRegex(ToolError, "fio gave no JSON"):
+            self.measure(self.toy())
 
     def test_same_binary_shows_no_difference(self):
         text = self.measure(self.toy(1, 0.5)).replace("\n", " ")
@@ -230,6 +265,40 @@ class Measure(unittest.TestCase):
         (self.directory() / "ring.json").unlink()
         with self.assertRaisesRegex(ToolError, "ring.json is missing"):
             ring.load(self.directory())
+
+
+class Stratified(unittest.TestCase):
+    """Coverage on made-up pairs whose truth is known, and what it does with little."""
+
+    def test_interval_holds_the_truth_as_often_as_it_says(self):
+        rng, held = numpy.random.default_rng(7), 0
+        for _ in range(100):
+            members = []
+            for noise in [.01, .02, .05, .1] * 5:
+                a = numpy.exp(rng.normal(0, noise, 3))
+                members.append((a, 1.1 * numpy.exp(rng.normal(0, noise, 3))))
+            r = ring.stratified(members)
+            held += r["low"] <= 1.1 <= r["high"]
+        self.assertGreater(held, 88)        # 95 expected
+        self.assertLess(held, 100)
+
+    def test_a_difference_has_a_small_p_and_none_has_not(self):
+        rng = numpy.random.default_rng(8)
+        def members(ratio):
+            return [(numpy.exp(rng.normal(0, .02, 2)), ratio * numpy.exp(rng.normal(0, .02, 2))) for _ in range(20)]
+        self.assertLess(ring.stratified(members(1.05))["p"], .01)
+        self.assertGreater(ring.stratified(members(1))["p"], .01)
+
+    def test_configurations_that_differ_are_no_noise(self):
+        r = ring.stratified([([1, 1.01], [2, 2.02]), ([1, 1.01], [4, 4.04])])
+        self.assertAlmostEqual(r["ratio"], math.sqrt(8))
+        self.assertAlmostEqual(r["low"], r["high"])
+
+    def test_zeros_and_single_pairs(self):
+        self.assertIsNone(ring.stratified([([0, 0], [1, 1])])["ratio"])
+        self.assertIsNone(ring.stratified([])["ratio"])
+        one = ring.stratified([([1], [2])])
+        self.assertEqual((one["ratio"], one["low"]), (2, None))
 
 
 class Ringload(unittest.TestCase):

@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 """make check: every test of the project, a line each, and a count at the end.
 
-ONLY= names the parts to run (default: all): tools series patches unit soak
-sanitizers tsan qtest iotests faults guest stress ring cost.
+STACK= names the stack (default: one after the other), ONLY= the parts to run (default:
+all that the stack's pin.json lets): tools series patches unit soak sanitizers tsan qtest
+iotests faults guest stress ring cost.
 """
 
 import concurrent.futures
@@ -31,7 +32,7 @@ import soak
 import stress
 from common import ToolError, git, setenv, progress
 
-LOGS = common.BUILD / "check"
+LOGS = common.BUILD / "check" / (os.environ.get("STACK") or common.stacks()[0])
 
 # Tests that code in the series runs through, or that run through it.
 UNIT_TESTS = ["test-aio", "test-aio-multithread", "test-bdrv-drain", "test-bdrv-graph-mod",
@@ -145,6 +146,7 @@ def check_series(results, stack):
     for name, wrong in series.stack_checks(stack, base):
         results.add(f"series {name}", "; ".join(wrong) or None)
     repo, tip = common.stack_dir(stack) / "tree", series.update_tree(stack)[1]
+    results.do("series: the hooks for tests apply", build.hooked, stack, tip)
     for pattern in pin.get("gone", []):
         left = subprocess.run(["git", "-C", repo, "grep", "-E", pattern, tip], stdout=subprocess.PIPE, text=True)
         results.add(f"series leaves nothing of {pattern}",
@@ -156,7 +158,7 @@ def meson_test(prefix, directory, names):
     log = LOGS / f"{prefix.replace(' ', '-').replace('/', '-')}.log"
     result_file = directory / "meson-logs/testlog.json"
     result_file.unlink(missing_ok=True)
-    command(["meson", "test", "--no-rebuild", "--print-errorlogs", *names], log, 900,
+    command([build.meson(directory), "test", "--no-rebuild", "--print-errorlogs", *names], log, 900,
             cwd=directory, env=build.environment(directory.parent))
     found = {}
     if not result_file.is_file():
@@ -169,7 +171,7 @@ def meson_test(prefix, directory, names):
 
 
 def unit_names(src):
-    """The unit tests that this commit has: the new one comes in the middle of the series."""
+    """The unit tests that this commit has: the new one comes with the series, and QEMU drops some."""
     return [n for n in UNIT_TESTS if (src / f"tests/unit/{n}.c").is_file()]
 
 
@@ -203,8 +205,12 @@ def built(stack, targets=()):
 
 
 def check_unit(results, stack):
-    directory = built(stack, [f"tests/unit/{t}" for t in UNIT_TESTS])
-    for name, problem in meson_test("unit", directory, UNIT_TESTS).items():
+    src = built(stack).parent / "src"
+    names = unit_names(src)
+    if "test-defer-call" not in names:
+        raise ToolError("the series has no tests/unit/test-defer-call.c")
+    directory = built(stack, [f"tests/unit/{t}" for t in names])
+    for name, problem in meson_test("unit", directory, names).items():
         results.add(f"unit {name}", problem)
 
 
@@ -212,19 +218,25 @@ def check_sanitizers(results, stack):
     """The new tests with ASan, UBSan, LSan, the checks of a debug build, and sections that end late."""
     directory = build.sanitized(stack)
     put_firmware(directory)
-    log = LOGS / "sanitizers.log"
-    with setenv(UBSAN_OPTIONS="halt_on_error=1"):
-        status = command([directory / "tests/unit/test-defer-call", "--tap", "-k"], log, 300, cwd=directory)
-        results.tap("sanitizers", log, ["/defer-call/misuse/yield", "/defer-call/random"])
-        if status:
-            results.add("sanitizers exit status", f"{status}, see {log}")
+    src, log = directory.parent / "src", LOGS / "sanitizers.log"
+    # yield: exists only with --enable-debug-mutex, and where the series forbids it
+    wanted = ["/defer-call/random", "/defer-call/misuse/thread-exit"] + \
+        ["/defer-call/misuse/yield"] * ("misuse/yield" in (src / "tests/unit/test-defer-call.c").read_text())
+    hooks = {"late": LATE}
+    if "DEFER_CALL_DELAY_UNLOCKED" in (src / "util/defer-call.c").read_text():
+        hooks["unlocked"] = UNLOCKED
     # They mostly wait, so side by side
     with setenv(UBSAN_OPTIONS="halt_on_error=1"), concurrent.futures.ThreadPoolExecutor() as pool:
-        late = {name: pool.submit(notify_test, f"sanitizers notify {name}", directory, hooks=hooks)
-                for name, hooks in [("late", LATE), ("unlocked", UNLOCKED)]}
+        status = pool.submit(command, [directory / "tests/unit/test-defer-call", "--tap", "-k"], log, 300,
+                             cwd=directory)
+        late = {name: pool.submit(notify_test, f"sanitizers notify {name}", directory, hooks=h)
+                for name, h in hooks.items()}
         lost = {aio: pool.submit(notify_test, f"no barrier {aio}", directory,
                                  "-p", f"/x86_64/virtio-notify/blk/{aio}/stop", hooks=NO_BARRIER)
                 for aio in guest.AIO}
+    results.tap("sanitizers", log, wanted)
+    if status.result():
+        results.add("sanitizers exit status", f"{status.result()}, see {log}")
     for name, log in late.items():
         results.tap(f"sanitizers {name}", log.result())
     for aio, log in lost.items():
@@ -520,6 +532,7 @@ def check_cost(results, stack):
                cost.check_growth, binary, "linear search")
 
 
+SUM = re.compile(r"(\d+) passed, (\d+) failed$")
 PARTS = {"tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit,
          "soak": check_soak, "sanitizers": check_sanitizers, "tsan": check_tsan, "qtest": check_qtest,
          "iotests": check_iotests, "faults": check_faults, "guest": check_guest, "stress": check_stress,
@@ -566,15 +579,57 @@ def run_parts(parts, stack):
     return total
 
 
-def main():
-    stack = common.stack_name()
-    only = os.environ.get("ONLY", "").split() or list(PARTS)
+def wanted_parts(only, stack):
+    """Those of ONLY=, or all, that make sense for the stack."""
     for part in only:
         if part not in PARTS:
             raise ToolError(f"ONLY={part}: no such part; there is: {' '.join(PARTS)}")
-    LOGS.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    results = run_parts(only, stack)
+    fit = source.read_pin(stack).get("check", list(PARTS))
+    return [part for part in only or PARTS if part in fit]
+
+
+def check_stack(stack, parts):
+    """Run the parts in a process that knows no other stack; its Results."""
+    results = Results()
+    progress(f"stack {stack}")
+    with subprocess.Popen([sys.executable, __file__], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "STACK": stack, "ONLY": " ".join(parts)}) as p:
+        last = ""
+        try:
+            for line in p.stdout:
+                if m := re.match(r"(failed: )(.*)", line):
+                    results.failed.append(f"{stack} {m[2]}")
+                elif not (last := line) or not SUM.match(line):
+                    print(line, end="", flush=True)
+            p.wait()
+        finally:
+            if p.poll() is None:
+                p.terminate()
+                p.wait()
+    count = SUM.match(last)
+    if not count or int(count[2]) != len(results.failed):
+        results.failed.append(f"{stack}: ended with {p.returncode} before its last test")
+    results.passed = int(count[1]) if count else 0
+    return results
+
+
+def main():
+    only = os.environ.get("ONLY", "").split()
+    start, results = time.monotonic(), Results()
+    if os.environ.get("STACK"):
+        stack = common.stack_name()
+        parts = wanted_parts(only, stack)
+        if not parts:
+            raise ToolError(f"ONLY={' '.join(only)}: not for {stack}; see \"check\" in its pin.json")
+        LOGS.mkdir(parents=True, exist_ok=True)
+        results = run_parts(parts, stack)
+    else:
+        plan = {stack: wanted_parts(only, stack) for stack in common.stacks()}
+        for stack, parts in plan.items():
+            if parts:
+                one = check_stack(stack, parts)
+                results.passed += one.passed
+                results.failed += one.failed
     progress(f"took {(time.monotonic() - start) / 60:.1f} min")
     for name in results.failed:
         print(f"failed: {name}")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -22,12 +23,17 @@ def progress(text):
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
+def stacks():
+    """The stacks that there are: directories with a pin. The oldest release is first."""
+    return sorted((p.parent.name for p in ROOT.glob("patches/*/pin.json")),
+                  key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+
+
 def stack_name():
-    """The stack that STACK= names; it must have a directory with a pin."""
-    name = os.environ.get("STACK") or "v7.2"
-    if not (ROOT / "patches" / name / "pin.json").is_file():
-        known = sorted(p.parent.name for p in ROOT.glob("patches/*/pin.json"))
-        raise ToolError(f"STACK={name}: no such stack; there is: {', '.join(known)}")
+    """The stack that STACK= names, or the first."""
+    name = os.environ.get("STACK") or stacks()[0]
+    if name not in stacks():
+        raise ToolError(f"STACK={name}: no such stack; there is: {', '.join(stacks())}")
     return name
 
 

@@ -6,7 +6,8 @@
 
 One fresh QEMU process per sample and configuration. A round goes through all
 configurations in random order; for each it starts three processes in random
-order: base, base once more (their ratio is the noise floor, "A/A"), series.
+order: base, base once more (their ratio is the noise floor, "A/A"), series. In
+the end fio does the same on the host, without QEMU: how far is that limit?
 """
 
 import collections
@@ -17,6 +18,7 @@ import functools
 import html
 import itertools
 import json
+import lzma
 import math
 import os
 import pathlib
@@ -25,11 +27,15 @@ import re
 import resource
 import signal
 import stat
+import statistics
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
+
+import numpy
+import scipy.stats
 
 import bench
 import build
@@ -43,8 +49,11 @@ ROLES = report.ROLES
 LATEST = "latest-ring"
 IMAGE_MIB = 64
 DISK_MIB = 256
-WARM_UP = 0.2
-COUNT = 0.2             # seconds of the window in which system calls are counted
+WARM_UP = 0.15
+COUNT = 0.15            # seconds of the window in which system calls are counted
+START_UP = 0.45         # seconds, about, to start QEMU and to verify its data
+LIMIT_RUNS = 3          # of fio on the host, of which the median is shown
+MANY = 40               # configurations: more are too long for a terminal
 
 CHOICES = {"AIO": guest.AIO, "EVENT_IDX": ["on", "off"], "IRQ": ["each", "batch", "off"],
            "WAIT": ["used", "irq"], "MAIN": ["irqfd", "driver", "iothread", "other"],
@@ -207,10 +216,12 @@ def parameters(env):
     configs = quick_plan() if quick else full_plan(env, len(cpus))
     if indirect == "off" and max(c.qd for c in configs) > 341:
         raise ToolError("INDIRECT=off: at most 341 requests fit in a queue; give IODEPTH=")
+    many = len(configs) > MANY
     p = Parameters(
         configs=configs, quick=quick, rw=rw, bs=size, indirect=indirect,
-        pairs=number("PAIRS", 8, 1, 10000),
-        seconds=number("SECONDS", 0.7 if quick else 1, 0.05, 3600, float),
+        # the full plan has hundreds of configurations, and is read group by group
+        pairs=number("PAIRS", 2 if many else 8, 1, 10000),
+        seconds=number("SECONDS", 0.3 if many else 0.7, 0.05, 3600, float),
         min_ios=number("MIN_IOS", 200, 1, 10 ** 9),
         batch=number("BATCH", 64, 1, 1024),
         reaction_us=number("REACTION_US", 0.2, 0, 1e6, float),
@@ -416,6 +427,57 @@ def measure(p, both, found, out, run=sample):
                             f"{raw['per_io']['writes']:.3f} writes per I/O; {left_text(left)} left")
 
 
+# -- fio without QEMU ------------------------------------------------------------
+
+def limit_key(config):
+    """What the host's fio can know of a configuration."""
+    return config.storage, config.aio, config.qd * config.queues
+
+
+def fio_command(p, key, image):
+    """fio with the same engine, image and depth, on the IOThread's CPU alone."""
+    _, aio, depth = key
+    rw, _, percent = p.rw.partition(":")
+    threads = aio == "threads"
+    return ["fio", "--name=limit", f"--filename={image.path}", f"--direct={int(image.direct)}", "--invalidate=0",
+            f"--ioengine={ {'native': 'libaio', 'threads': 'psync'}.get(aio, aio)}",
+            *(["--thread", f"--numjobs={min(depth, 64)}", "--group_reporting"] if threads else
+              [f"--iodepth={depth}", f"--iodepth_batch_submit={min(depth, 64)}", "--iodepth_batch_complete_min=1",
+               f"--iodepth_batch_complete_max={depth}"]),
+            f"--rw=rand{ {'mix': 'rw'}.get(rw, rw)}", *([f"--rwmixwrite={percent}"] if percent else []),
+            f"--bs={p.bs}", "--norandommap", "--gtod_reduce=1", f"--cpus_allowed={p.cpus['iothread']}",
+            "--time_based", f"--runtime={round(p.seconds * 1000)}ms", "--output-format=json"]
+
+
+def measure_limits(p, found, out):
+    """IOPS of fio on the host, for each engine, image and depth of the plan."""
+    keys = list(dict.fromkeys(limit_key(c) for c in p.configs))
+    common.progress(f"the same without QEMU: fio on the host, {len(keys)} x {LIMIT_RUNS} runs")
+    with open(out / "limits.jsonl", "w") as file:
+        for _ in range(LIMIT_RUNS):
+            for key in random.Random(p.seed).sample(keys, len(keys)):
+                text = common.run(fio_command(p, key, found[key[:2]]))
+                try:
+                    job = json.loads(text[text.index("{"):])["jobs"][0]
+                except (ValueError, KeyError, IndexError) as e:
+                    raise ToolError(f"fio gave no JSON, but: {text[:200]!r}") from e
+                write_run(file, {"key": key, "iops": round(job["read"]["iops"] + job["write"]["iops"], 1)})
+
+
+def limits(directory):
+    """{limit_key(): median IOPS}; empty where fio did not run."""
+    found = collections.defaultdict(list)
+    try:
+        for line in (pathlib.Path(directory) / "limits.jsonl").read_text().splitlines():
+            run = json.loads(line)
+            found[tuple(run["key"])].append(run["iops"])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ToolError(f"{directory}/limits.jsonl is damaged ({type(e).__name__}: {e})") from e
+    return {key: statistics.median(values) for key, values in found.items()}
+
+
 def new_directory(name):
     """Beside those of bench.py, with a link of its own to the newest."""
     results = common.BUILD / "results"
@@ -447,10 +509,11 @@ def bench_ring(env=os.environ, run=sample):
         bench.write_json(out / "ring.json", json.loads(json.dumps(info).replace(f"{common.ROOT}/", "")))
         steps = p.pairs * len(p.configs) * len(ROLES)
         common.progress(f"{len(p.configs)} configurations x {p.pairs} pairs x (base, base again, series), "
-                        f"{p.seconds:g} s each, {left_text(steps * (p.seconds + WARM_UP + COUNT + 0.6))} "
+                        f"{p.seconds:g} s each, {left_text(steps * (p.seconds + WARM_UP + COUNT + START_UP))} "
                         f"in all, seed {p.seed}; results in {out}")
         try:
             measure(p, both, found, out, run)
+            measure_limits(p, found, out)
         except (KeyboardInterrupt, ToolError) as e:
             stopped = e
             common.progress(f"stopped{': ' if str(e) else ''}{e}; what is measured so far:")
@@ -481,10 +544,13 @@ def load(directory):
     try:
         info = json.loads((directory / "ring.json").read_text())
         info["configs"] = [Config(**c) for c in info["parameters"]["configs"]]
-        lines = (directory / "runs.jsonl").read_text().splitlines()
+        packed = directory / "runs.jsonl.xz"
+        text = lzma.decompress(packed.read_bytes()).decode() if packed.is_file() else \
+            (directory / "runs.jsonl").read_text()
+        lines = text.splitlines()
     except FileNotFoundError as e:
         raise ToolError(f"{e.filename} is missing; is {directory} a directory of `make bench-ring`?") from e
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, lzma.LZMAError) as e:
         raise ToolError(f"{directory}/ring.json is damaged ({type(e).__name__}: {e})") from e
     runs = []
     for n, line in enumerate(lines, 1):
@@ -517,11 +583,60 @@ def analyse(info, runs):
                 pairs = sorted(by_role[role].keys() & by_role[other].keys())
                 return [by_role[role][p][m] for p in pairs]
             base, series = pick("base", "series"), pick("series", "base")
-            ab, aa = report.paired(base, series), report.paired(pick("base", "base2"), pick("base2", "base"))
-            rows[m] = {"base": base, "series": series, "ab": ab, "aa": aa,
+            again = pick("base", "base2"), pick("base2", "base")
+            ab, aa = report.paired(base, series), report.paired(*again)
+            rows[m] = {"base": base, "series": series, "again": again, "ab": ab, "aa": aa,
                        "verdict": report.verdict(ab, aa, more)}
         table[config] = rows
     return table
+
+
+def stratified(members):
+    """Ratio b/a over several configurations, each with pairs of its own: [(values a, values b)].
+
+    The mean of the configurations' means. How much they differ among each other is no
+    error of it: they are all that there are, not a sample.
+    """
+    logs = [numpy.log(b) - numpy.log(a) for a, b in members if len(a) and all(x > 0 for x in [*a, *b])]
+    result = {"n": sum(map(len, logs)), "ratio": None, "low": None, "high": None, "p": None}
+    if not logs:
+        return result
+    mean = float(numpy.mean([d.mean() for d in logs]))
+    result["ratio"] = math.exp(mean)
+    if min(map(len, logs)) < 2:
+        return result
+    parts = numpy.array([d.var(ddof=1) / len(d) for d in logs])
+    if parts.sum() < 1e-24:
+        return {**result, "low": result["ratio"], "high": result["ratio"]}
+    df = parts.sum() ** 2 / sum(v ** 2 / (len(d) - 1) for v, d in zip(parts, logs))       # Welch, Satterthwaite
+    reach = scipy.stats.t.ppf((1 + report.CONFIDENCE) / 2, df) * math.sqrt(parts.sum()) / len(logs)
+    result |= {"low": math.exp(mean - reach), "high": math.exp(mean + reach)}
+    weighted = numpy.concatenate([d / len(d) for d in logs])
+    result["p"] = float(scipy.stats.permutation_test(
+        (weighted,), lambda x, axis: numpy.sum(x, axis=axis), permutation_type="samples", vectorized=True,
+        n_resamples=numpy.inf if len(weighted) <= 14 else 20000, random_state=0).pvalue)
+    return result
+
+
+def groups(table):
+    """Like analyse(), for all configurations of a storage, engine and EVENT_IDX together."""
+    found = {}
+    for config, rows in table.items():
+        if config.main == "irqfd":
+            found.setdefault(f"{config.storage} {config.aio}, event_idx {config.event_idx}", []).append(rows)
+    whole = {}
+    for name, members in found.items():
+        if len(members) < 2:
+            continue
+        rows = whole[f"{name}: {len(members)} configurations together"] = {}
+        for m, (_, _, more) in METRICS.items():
+            def values(side):
+                return [report.middle(r[m][side]) for r in members if r[m]["ab"]["ratio"]]
+            ab = stratified([(r[m]["base"], r[m]["series"]) for r in members])
+            aa = stratified([r[m]["again"] for r in members])
+            rows[m] = {"base": values("base"), "series": values("series"), "ab": ab, "aa": aa,
+                       "verdict": report.verdict(ab, aa, more)}
+    return whole
 
 
 def setup(info, runs):
@@ -555,16 +670,33 @@ def cells(rows, m):
             report.ratio_text(r["aa"]), r["verdict"])
 
 
-def text(info, runs, table):
+def limit_text(info, config, rows, limit):
+    """How far QEMU is from what the kernel gives fio with the same engine, image, depth and core."""
+    a, b = report.labels(info)
+    most = limit.get(limit_key(config))
+    if not most:
+        return None
+    part = {label: report.middle(rows["iops"][side]) / most for label, side in ((a, "base"), (b, "series"))}
+    return f"fio on the host: {most:,.0f} IOPS; " + ", ".join(f"{k} {v:.0%}" for k, v in part.items())
+
+
+def text(info, runs, table, limit):
     a, b = report.labels(info)
     lines = [*setup(info, runs), ""]
     widths = (18, 9, 9, 22, 6, 22, 8)
     def row(values):
         return " ".join([f"  {values[0]:<{widths[0]}}"] + [f"{v:>{w}}" for v, w in zip(values[1:], widths[1:])])
     lines.append(row(("", a, b, f"{b}/{a} [95 % CI]", "p", "A/A [95 % CI]", "verdict")))
-    for config, rows in table.items():
+    for name, rows in groups(table).items():
+        lines.append(name)
+        lines += [row((METRICS[m][0], *cells(rows, m))) for m in TOLD]
+    if len(table) > MANY:
+        lines.append("each by itself: in the page")
+    for config, rows in table.items() if len(table) <= MANY else ():
         lines.append(str(config))
         lines += [row((METRICS[m][0], *cells(rows, m))) for m in TOLD]
+        if said := limit_text(info, config, rows, limit):
+            lines.append(f"  {said}")
     lines += ["", "verdict: none = the interval holds 1, or the ratio is inside the A/A interval"]
     return "\n".join(lines)
 
@@ -700,18 +832,18 @@ def plots(info, table):
              panels(table, both_drawer("p99"), "p99 [us]"))]
 
 
-def page(info, runs, table):
+def page(info, runs, table, limit):
     e = html.escape
     a, b = report.labels(info)
     head = ("metric", a, b, f"{b}/{a} [95 % CI]", "p", "A/A [95 % CI]", "verdict")
-    tables = ""
-    for config, rows in table.items():
-        tables += f"<h2>{e(str(config))}</h2>\n<table><tr>" + \
-            "".join(f"<th>{e(h)}</th>" for h in head) + "</tr>\n"
+    def one(title, rows, note=None):
+        text = f"<h2>{e(title)}</h2>\n<table><tr>" + "".join(f"<th>{e(h)}</th>" for h in head) + "</tr>\n"
         for m in METRICS:
             line = (METRICS[m][0], *cells(rows, m))
-            tables += f'<tr class="{line[-1]}">' + "".join(f"<td>{e(v)}</td>" for v in line) + "</tr>\n"
-        tables += "</table>\n"
+            text += f'<tr class="{line[-1]}">' + "".join(f"<td>{e(v)}</td>" for v in line) + "</tr>\n"
+        return text + "</table>\n" + (f"<p>{e(note)}</p>\n" if note else "")
+    tables = "".join(one(name, rows) for name, rows in groups(table).items()) + \
+        "".join(one(str(c), rows, limit_text(info, c, rows, limit)) for c, rows in table.items())
     figures = "".join(f"<figure>{report.svg(f)}<figcaption>{e(caption)}</figcaption></figure>\n"
                       for caption, f in plots(info, table))
     return report.PAGE.format(title=e(f"Load generator: {a} and {b} ({info['stack']})"),
@@ -726,10 +858,11 @@ def show(directory):
     table = analyse(info, runs)
     if not table:
         raise ToolError(f"{directory}: no configuration was measured with both binaries")
-    print(text(info, runs, table))
+    limit = limits(directory)
+    print(text(info, runs, table, limit))
     print("\n" + textwrap.fill(summary(info, table), 110))
     out = pathlib.Path(directory).resolve() / "report.html"
-    out.write_text(page(info, runs, table))
+    out.write_text(page(info, runs, table, limit))
     print(f"\nwith plots: {out}")
 
 
