@@ -194,6 +194,21 @@ class Channel(unittest.TestCase):
                 self.vm.wait_ready(.1)
         examine.assert_called_once()
 
+    def test_a_stuck_vcpu_gets_another_chance(self):
+        look = "== info registers -a\n\nCPU#0\nRAX=0 RBX=1\nRIP=8 HLT=0\nES=0\nCPU#1\nRAX=2\nRIP=9 HLT=1\n"
+        self.assertEqual(guest.stuck_vcpus(f"{look}== info pic\n{look}"), [0])
+        for other in [look.replace("RBX=1", "RBX=2"), look.replace("HLT=0", "HLT=1"), ""]:
+            self.assertEqual(guest.stuck_vcpus(look + other), [])
+        for seen, ready, resets in [(look * 2, True, 1), (look * 2, False, 2), ("== info status\n", True, 0)]:
+            with self.subTest(seen=seen, ready=ready), mock.patch.object(self.vm, "_examine", lambda: seen), \
+                    mock.patch.object(self.vm, "_press_reset") as reset, mock.patch("common.progress"), \
+                    mock.patch.object(self.vm, "qmp"), mock.patch.object(self.vm, "accel", "tcg"):
+                if ready:
+                    reset.side_effect = lambda: self.far.sendall(b"ready\n")
+                with contextlib.nullcontext() if ready and resets else self.assertRaisesRegex(ToolError, "no answer"):
+                    self.vm.wait_ready(.1)
+                self.assertEqual(reset.call_count, resets)
+
     def test_failed_command(self):
         self.answer(lambda job: self.frame(job, 1, b"first\nno such file\n"))
         with self.assertRaisesRegex(ToolError, "failed in the guest with 1: no such file"):
