@@ -114,7 +114,7 @@ class Stacks(unittest.TestCase):
         return found.passed, found.failed, out.getvalue()
 
     def test_counts(self):
-        self.assertEqual(self.check("print('ok   a\\n3 passed, 0 failed')"), (3, [], "ok   a\n"))
+        self.assertEqual(self.check("print('ok   a\\n3 passed, 0 failed')"), (3, [], "ok   v1 a\n"))
         self.assertEqual(self.check("print(os.environ['STACK'], os.environ['ONLY'])\nprint('1 passed, 0 failed')"),
                          (1, [], "v1 unit ring\n"))
 

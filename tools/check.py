@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """make check: every test of the project, a line each, and a count at the end.
 
-STACK= names the stack (default: one after the other), ONLY= the parts to run (default:
+STACK= names the stack (default: all, side by side), ONLY= the parts to run (default:
 all that the stack's pin.json lets): tools series patches unit soak sanitizers tsan qtest
 iotests faults guest stress ring cost.
 """
@@ -32,7 +32,7 @@ import soak
 import stress
 from common import ToolError, git, setenv, progress
 
-LOGS = common.BUILD / "check" / (os.environ.get("STACK") or common.stacks()[0])
+LOGS = common.logs("check")
 
 # Tests that code in the series runs through, or that run through it.
 UNIT_TESTS = ["test-aio", "test-aio-multithread", "test-bdrv-drain", "test-bdrv-graph-mod",
@@ -125,7 +125,8 @@ def command(cmd, log, timeout, **kw):
 def check_tools(results, stack):
     """The tools' own tests, on toy data and with bad input."""
     log = LOGS / "tools.log"
-    command([sys.executable, "-m", "unittest", "-b", "-v"], log, 900, cwd=common.ROOT / "tests")
+    env = {k: v for k, v in os.environ.items() if k not in ("STACK", "SEVERAL_STACKS")}
+    command([sys.executable, "-m", "unittest", "-b", "-v"], log, 900, cwd=common.ROOT / "tests", env=env)
     text = log.read_text(errors="replace")
     ran = 0
     for m in re.finditer(r"^(\w+) \(([\w.]+)\)(?:\n.*)? \.\.\. (ok|FAIL|ERROR|skipped.*)$", text, re.M):
@@ -591,16 +592,15 @@ def wanted_parts(only, stack):
 def check_stack(stack, parts):
     """Run the parts in a process that knows no other stack; its Results."""
     results = Results()
-    progress(f"stack {stack}")
     with subprocess.Popen([sys.executable, __file__], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-                          env={**os.environ, "STACK": stack, "ONLY": " ".join(parts)}) as p:
+                          env={**os.environ, "STACK": stack, "ONLY": " ".join(parts), "SEVERAL_STACKS": "1"}) as p:
         last = ""
         try:
             for line in p.stdout:
                 if m := re.match(r"(failed: )(.*)", line):
                     results.failed.append(f"{stack} {m[2]}")
                 elif not (last := line) or not SUM.match(line):
-                    print(line, end="", flush=True)
+                    print(re.sub("^(ok  |FAIL) ", rf"\1 {stack} ", line), end="", flush=True)
             p.wait()
         finally:
             if p.poll() is None:
@@ -624,10 +624,13 @@ def main():
         LOGS.mkdir(parents=True, exist_ok=True)
         results = run_parts(parts, stack)
     else:
-        plan = {stack: wanted_parts(only, stack) for stack in common.stacks()}
-        for stack, parts in plan.items():
-            if parts:
-                one = check_stack(stack, parts)
+        plan = {stack: parts for stack in common.stacks() if (parts := wanted_parts(only, stack))}
+        for stack in plan:
+            with setenv(STACK=stack):
+                series.update_tree(stack)       # apt and git am, one at a time
+        # Their tests wait often, so side by side
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for one in pool.map(check_stack, plan.keys(), plan.values()):
                 results.passed += one.passed
                 results.failed += one.failed
     progress(f"took {(time.monotonic() - start) / 60:.1f} min")

@@ -20,7 +20,8 @@ class ToolError(Exception):
 
 
 def progress(text):
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+    who = f"{os.environ.get('STACK')}: " if os.environ.get("SEVERAL_STACKS") else ""
+    print(f"[{time.strftime('%H:%M:%S')}] {who}{text}", file=sys.stderr, flush=True)
 
 
 def stacks():
@@ -35,6 +36,11 @@ def stack_name():
     if name not in stacks():
         raise ToolError(f"STACK={name}: no such stack; there is: {', '.join(stacks())}")
     return name
+
+
+def logs(what):
+    """Where the logs of this process's stack go."""
+    return BUILD / what / (os.environ.get("STACK") or stacks()[0])
 
 
 def patch_dir(stack):

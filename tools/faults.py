@@ -19,7 +19,7 @@ import common
 import guest
 from common import ToolError
 
-LOGS = common.BUILD / "check"
+LOGS = common.logs("check")
 MIB = 1 << 20
 SIZE = 8                                # MiB a disk; faults are in its first half
 BAD = [0, 1, 2, 3]                      # faulty places, in MiB from its start

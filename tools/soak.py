@@ -10,7 +10,7 @@ for 30 s, a hung task or a panic in the guest, and a QEMU that ends.
 
 MINUTES= (30), SEED= (replays the order), OPS= (some of the operations),
 QEMU= (a binary other than the series'). The figures are also in
-build/soak/soak.json, what the guest's kernel said in build/soak/console.txt.
+build/soak/STACK/soak.json, what the guest's kernel said in console.txt beside it.
 """
 
 import errno
@@ -28,7 +28,7 @@ import common
 import guest
 from common import ToolError, progress
 
-LOGS = common.BUILD / "soak"
+LOGS = common.logs("soak")
 AREA_MIB = 8            # what a round of fio writes and verifies
 AREAS = 4               # rounds go around: a finished one stays for the next AREAS - 1
 PATIENCE = 30           # seconds

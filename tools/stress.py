@@ -19,7 +19,7 @@ import common
 import guest
 from common import ToolError, progress
 
-LOGS = common.BUILD / "stress"
+LOGS = common.logs("stress")
 DISK_MIB = 64
 PATIENCE = 30           # seconds without progress that count as a hang
 LATE = {"DEFER_CALL_DELAY": "20000/64"}     # for tests/hooks.patch: us/every so many sections
