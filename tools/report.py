@@ -4,6 +4,7 @@
     tools/report.py [DIRECTORY]       default: build/results/latest
 """
 
+import base64
 import html
 import io
 import json
@@ -288,6 +289,13 @@ def svg(figure):
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()[out.getvalue().index("<svg"):]
+
+
+def png(figure):
+    """For figures of thousands of lines, which are big as SVG."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=90, metadata={"Software": None})
+    return f'<img src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
 
 def plots(bench, table):

@@ -832,6 +832,16 @@ def plots(info, table):
              panels(table, both_drawer("p99"), "p99 [us]"))]
 
 
+def one_line_each(table, ratio):
+    """Ratios alone, for more configurations than anybody wants to see in full."""
+    head = ["configuration", *(f"{METRICS[m][0].split(' [')[0]}, {ratio}" for m in TOLD)]
+    lines = ["<tr>" + "".join(f"<th>{html.escape(h)}</th>" for h in head) + "</tr>"]
+    for config, rows in table.items():
+        cells_ = [str(config), *(report.ratio_text(rows[m]["ab"]) for m in TOLD)]
+        lines.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells_) + "</tr>")
+    return "<h2>Each configuration</h2>\n<table>" + "\n".join(lines) + "</table>\n"
+
+
 def page(info, runs, table, limit):
     e = html.escape
     a, b = report.labels(info)
@@ -842,9 +852,13 @@ def page(info, runs, table, limit):
             line = (METRICS[m][0], *cells(rows, m))
             text += f'<tr class="{line[-1]}">' + "".join(f"<td>{e(v)}</td>" for v in line) + "</tr>\n"
         return text + "</table>\n" + (f"<p>{e(note)}</p>\n" if note else "")
-    tables = "".join(one(name, rows) for name, rows in groups(table).items()) + \
-        "".join(one(str(c), rows, limit_text(info, c, rows, limit)) for c, rows in table.items())
-    figures = "".join(f"<figure>{report.svg(f)}<figcaption>{e(caption)}</figcaption></figure>\n"
+    tables = "".join(one(name, rows) for name, rows in groups(table).items())
+    if len(table) <= MANY:
+        tables += "".join(one(str(c), rows, limit_text(info, c, rows, limit)) for c, rows in table.items())
+    else:
+        tables += one_line_each(table, f"{b}/{a}")
+    draw = report.svg if len(table) <= MANY else report.png
+    figures = "".join(f"<figure>{draw(f)}<figcaption>{e(caption)}</figcaption></figure>\n"
                       for caption, f in plots(info, table))
     return report.PAGE.format(title=e(f"Load generator: {a} and {b} ({info['stack']})"),
                               summary=e(summary(info, table, 100)), figures=figures, tables=tables,
