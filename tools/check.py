@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """make check: every test of the project, a line each, and a count at the end.
 
-STACK= names the stack (default: all, side by side), ONLY= the parts to run (default:
+STACK= names the stack (default: one after the other), ONLY= the parts to run (default:
 all that the stack's pin.json lets): tools series patches unit soak sanitizers tsan qtest
 iotests faults guest stress ring cost.
 """
@@ -625,14 +625,10 @@ def main():
         results = run_parts(parts, stack)
     else:
         plan = {stack: parts for stack in common.stacks() if (parts := wanted_parts(only, stack))}
-        for stack in plan:
-            with setenv(STACK=stack):
-                series.update_tree(stack)       # apt and git am, one at a time
-        # Their tests wait often, so side by side
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            for one in pool.map(check_stack, plan.keys(), plan.values()):
-                results.passed += one.passed
-                results.failed += one.failed
+        for stack, parts in plan.items():
+            one = check_stack(stack, parts)
+            results.passed += one.passed
+            results.failed += one.failed
     progress(f"took {(time.monotonic() - start) / 60:.1f} min")
     for name in results.failed:
         print(f"failed: {name}")

@@ -32,7 +32,7 @@ HALF = f"--size={SIZE // 2}m "
 VERIFY = "--rw=randwrite --verify=crc32c --verify_fatal=1 "
 
 
-def run(vm, command, timeout=120):
+def run(vm, command, timeout=300):
     """Like vm.run(), but a command that hangs does not keep the guest from other jobs."""
     vm.check(f"rm -f /status; {{ {command}\necho $? >/status; }} >/said 2>&1 &")
     deadline = time.monotonic() + timeout
