@@ -37,7 +37,7 @@ WARM_UP = 0.5           # seconds of fio in each guest before anything is counte
 WORKLOAD = ["AIO", "IODEPTH", "NUMJOBS", "RW", "BS", "PAIRS", "RUNTIME", "VCPUS", "QUEUES", "EVENT_IDX",
             "DISK", "FIO_JOB"]
 RING = {"IODEPTH": "64", "QUEUES": "1", "EVENT_IDX": "on", "IRQ": "each", "STORAGE": "fast", "MAIN": "irqfd",
-        "PAIRS": "6", "SECONDS": "0.5"}
+        "PAIRS": "5", "SECONDS": "0.5"}
 
 
 # -- parameters ----------------------------------------------------------------
