@@ -680,14 +680,14 @@ def limit_text(info, config, rows, limit):
     return f"fio on the host: {most:,.0f} IOPS; " + ", ".join(f"{k} {v:.0%}" for k, v in part.items())
 
 
-def text(info, runs, table, limit):
+def text(info, runs, table, together, limit):
     a, b = report.labels(info)
     lines = [*setup(info, runs), ""]
     widths = (18, 9, 9, 22, 6, 22, 8)
     def row(values):
         return " ".join([f"  {values[0]:<{widths[0]}}"] + [f"{v:>{w}}" for v, w in zip(values[1:], widths[1:])])
     lines.append(row(("", a, b, f"{b}/{a} [95 % CI]", "p", "A/A [95 % CI]", "verdict")))
-    for name, rows in groups(table).items():
+    for name, rows in together.items():
         lines.append(name)
         lines += [row((METRICS[m][0], *cells(rows, m))) for m in TOLD]
     if len(table) > MANY:
@@ -842,7 +842,7 @@ def one_line_each(table, ratio):
     return "<h2>Each configuration</h2>\n<table>" + "\n".join(lines) + "</table>\n"
 
 
-def page(info, runs, table, limit):
+def page(info, runs, table, together, limit):
     e = html.escape
     a, b = report.labels(info)
     head = ("metric", a, b, f"{b}/{a} [95 % CI]", "p", "A/A [95 % CI]", "verdict")
@@ -852,7 +852,7 @@ def page(info, runs, table, limit):
             line = (METRICS[m][0], *cells(rows, m))
             text += f'<tr class="{line[-1]}">' + "".join(f"<td>{e(v)}</td>" for v in line) + "</tr>\n"
         return text + "</table>\n" + (f"<p>{e(note)}</p>\n" if note else "")
-    tables = "".join(one(name, rows) for name, rows in groups(table).items())
+    tables = "".join(one(name, rows) for name, rows in together.items())
     if len(table) <= MANY:
         tables += "".join(one(str(c), rows, limit_text(info, c, rows, limit)) for c, rows in table.items())
     else:
@@ -872,11 +872,11 @@ def show(directory):
     table = analyse(info, runs)
     if not table:
         raise ToolError(f"{directory}: no configuration was measured with both binaries")
-    limit = limits(directory)
-    print(text(info, runs, table, limit))
+    together, limit = groups(table), limits(directory)
+    print(text(info, runs, table, together, limit))
     print("\n" + textwrap.fill(summary(info, table), 110))
     out = pathlib.Path(directory).resolve() / "report.html"
-    out.write_text(page(info, runs, table, limit))
+    out.write_text(page(info, runs, table, together, limit))
     print(f"\nwith plots: {out}")
 
 
