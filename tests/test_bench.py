@@ -256,13 +256,20 @@ class Keeping(unittest.TestCase):
                              ({"RING": "off"}, False), ({"QEMU_A": "/a", "QEMU_B": "/b"}, True)]:
             with self.subTest(env), mock.patch.dict(os.environ, env), mock.patch("bench.bench") as guests, \
                     mock.patch("bench.build.main"), mock.patch("bench.series.update_tree"), \
-                    mock.patch("common.progress"), mock.patch("ring.bench_ring") as generator:
+                    mock.patch("common.progress"), mock.patch("ring.cpu_list", lambda: [0, 1]), \
+                    mock.patch("ring.bench_ring") as generator:
                 bench.main()
                 self.assertEqual((guests.call_count, generator.call_count), (1, int(follows)))
                 if follows:
-                    with mock.patch("ring.cpu_list", lambda: [0, 1]):
-                        p = ring.parameters(generator.call_args[0][0])
+                    p = ring.parameters(generator.call_args[0][0])
                     self.assertEqual((p.qemu_a, len(p.configs)), (env.get("QEMU_A", ""), 3))
+
+    def test_load_generator_refuses_before_the_guests_run(self):
+        with mock.patch("bench.bench") as guests, mock.patch("bench.build.main") as build, \
+                mock.patch("ring.cpu_list", lambda: [0]), \
+                self.assertRaisesRegex(ToolError, "one CPU .*RING=off"):
+            bench.main()
+        self.assertFalse(guests.called or build.called)
 
 
 if __name__ == "__main__":

@@ -217,6 +217,9 @@ class Channel(unittest.TestCase):
 
 class Arguments(unittest.TestCase):
     def test_disks(self):
+        for device in [d for driver in guest.DRIVERS for d in guest.Disk("/x", aio="native", driver=driver).devices(1)]:
+            for name, value in device.items():      # newer QEMU's device_add wants QMP's types
+                self.assertIs(type(value), {"event_idx": bool, "num-queues": int, "num_queues": int}.get(name, str))
         blk = " ".join(guest.Disk("/x", aio="native", queues=4, event_idx=False).arguments(1))
         for part in ["virtio-blk-pci,id=disk1,", "event_idx=off", "num-queues=4", "iothread=iothread1",
                      '"aio": "native"', '"direct": true', "drive=drive1"]:

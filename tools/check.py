@@ -2,8 +2,8 @@
 """make check: every test of the project, a line each, and a count at the end.
 
 STACK= names the stack (default: one after the other), ONLY= the parts to run (default:
-all that the stack's pin.json lets): tools series patches unit soak sanitizers tsan qtest
-iotests faults guest stress ring cost.
+all that the stack's pin.json lets): tools series patches unit soak faults guest sanitizers
+tsan qtest iotests stress ring cost.
 """
 
 import concurrent.futures
@@ -205,6 +205,16 @@ def built(stack, targets=()):
     return build.build_side(stack, "series", tip, [*build.TARGETS, *targets])
 
 
+def prepare_guest(stack):
+    guest.build_image()
+    built(stack)
+
+
+def binary_of(stack):
+    """The QEMU that prepare_guest() has built; parts that run beside others must not build."""
+    return common.stack_dir(stack) / "series/build/qemu-system-x86_64"
+
+
 def check_unit(results, stack):
     src = built(stack).parent / "src"
     names = unit_names(src)
@@ -378,7 +388,7 @@ def refused(directory, library, engine, every, depth, patience=30):
 
 def check_faults(results, stack):
     """Errors from the disk and from the kernel: the guest sees them, and the disk goes on."""
-    directory = built(stack)
+    directory = binary_of(stack).parent
     library = LOGS / "refuse.so"
     common.run(["gcc", "-Wall", "-shared", "-fPIC", "-O1", "-o", library, common.ROOT / "tests/refuse.c", "-ldl"])
     for engine in ["native", "io_uring"]:
@@ -443,10 +453,9 @@ def fio_errors(vm, job, devices, kinds):
 
 def check_guest(results, stack):
     """In a guest: write and verify, and notice a block that is not what was written."""
-    guest.build_image()
-    binary = built(stack) / "qemu-system-x86_64"
+    binary = binary_of(stack)
     for aio in guest.AIO:
-        directory = common.BUILD / "check/disks"
+        directory = LOGS / "disks"
         disks = smoke_disks(directory, aio)
 
         def smoke():
@@ -502,14 +511,9 @@ def check_stress(results, stack):
     results.do("stress: a disk that hangs is noticed", notices)
 
 
-def prepare_soak(stack):
-    guest.build_image()
-    built(stack)
-
-
 def check_soak(results, stack):
     """Two minutes of make soak, and what it must notice."""
-    binary = common.stack_dir(stack) / "series/build/qemu-system-x86_64"
+    binary = binary_of(stack)
     results.do("soak: 2 minutes", soak.soak, binary, 2)
     for sabotage in soak.SABOTAGE:
         results.do(f"soak: {sabotage} is noticed", soak.must_notice, binary, sabotage)
@@ -521,6 +525,7 @@ def check_ring(results, stack):
     results.do("ring: a binary against itself shows no difference", ring.check_same, binary)
     results.do("ring: a second write for each notification is found", ring.check_slowed, binary)
     results.do(f"ring: the used index wraps {ring.WRAPS} times, and no notification is lost", ring.check_wraps, binary)
+    results.do("ring: the first buffer of a row is notified of at once, the rest once", ring.check_rows, binary)
     results.do("ring: one wrong byte in the image is found", ring.check_corruption, binary)
 
 
@@ -535,11 +540,12 @@ def check_cost(results, stack):
 
 SUM = re.compile(r"(\d+) passed, (\d+) failed$")
 PARTS = {"tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit,
-         "soak": check_soak, "sanitizers": check_sanitizers, "tsan": check_tsan, "qtest": check_qtest,
-         "iotests": check_iotests, "faults": check_faults, "guest": check_guest, "stress": check_stress,
+         "soak": check_soak, "faults": check_faults, "guest": check_guest, "sanitizers": check_sanitizers,
+         "tsan": check_tsan, "qtest": check_qtest, "iotests": check_iotests, "stress": check_stress,
          "ring": check_ring, "cost": check_cost}
-# They build nothing, so they run beside the parts that come next; what has to be done before
-BESIDE = {"tools": series.update_tree, "soak": prepare_soak}
+# They build nothing, so they run, one after the other, beside the parts that come next; what
+# has to be done before
+BESIDE = {"tools": series.update_tree, "soak": prepare_guest, "faults": prepare_guest, "guest": prepare_guest}
 
 
 def run_part(part, stack):
@@ -561,7 +567,7 @@ def run_parts(parts, stack):
     def count(results):
         total.passed += results.passed
         total.failed += results.failed
-    with concurrent.futures.ProcessPoolExecutor(len(BESIDE)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1) as pool:
         beside = {}
         for part in parts:
             if part not in BESIDE:
@@ -570,7 +576,7 @@ def run_parts(parts, stack):
             try:
                 BESIDE[part](stack)
                 beside[part] = pool.submit(run_part, part, stack)
-            except ToolError as e:
+            except (ToolError, concurrent.futures.process.BrokenProcessPool) as e:
                 total.add(part, str(e))
         for part, future in beside.items():
             try:

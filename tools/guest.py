@@ -241,15 +241,15 @@ class Disk:
                 "cache": {"direct": self.cache_direct}, "file": self.file(), **self.node}
 
     def devices(self, n):
-        """The properties of each -device, in the order in which they are added."""
+        """The properties of each -device, in the order in which they are added, typed as in QMP."""
         device = {"driver": self.driver, "id": f"disk{n}", "addr": f"{FIRST_SLOT + n:#x}",
-                  "event_idx": "on" if self.event_idx else "off", **self.options}
+                  "event_idx": self.event_idx, **self.options}
         if self.iothread:
             device["iothread"] = f"iothread{n}"
         if self.driver == "virtio-blk-pci":
-            return [device | {"drive": f"drive{n}", "num-queues": str(self.queues), **self.on_error}]
+            return [device | {"drive": f"drive{n}", "num-queues": self.queues, **self.on_error}]
         if self.driver == "virtio-scsi-pci":
-            return [device | {"num_queues": str(self.queues)},
+            return [device | {"num_queues": self.queues},
                     {"driver": "scsi-hd", "bus": f"disk{n}.0", "drive": f"drive{n}", "id": f"lun{n}",
                      **self.on_error}]
         raise ToolError(f"disk driver {self.driver}: virtio-blk-pci or virtio-scsi-pci")
@@ -259,7 +259,8 @@ class Disk:
         args = ["-object", f"iothread,id=iothread{n}"] if self.iothread else []
         args += ["-blockdev", json.dumps(self.blockdev(n))]
         for device in self.devices(n):
-            args += ["-device", ",".join(f"{k}={v}" for k, v in device.items()).replace("driver=", "", 1)]
+            text = {k: {True: "on", False: "off"}[v] if isinstance(v, bool) else v for k, v in device.items()}
+            args += ["-device", ",".join(f"{k}={v}" for k, v in text.items()).replace("driver=", "", 1)]
         return args
 
 

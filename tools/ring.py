@@ -943,6 +943,47 @@ def check_wraps(binary):
                 raise ToolError(f"{config}: {done} requests, {WRAPS << 16} were wanted")
 
 
+def rows(trace):
+    """The rows of a trace, U for a used buffer and N for a notification; each ends with its deferred call.
+
+    Without the last, in which QEMU may have been killed.
+    """
+    found, row, queue = [], "", None
+    for event, pointer in re.findall(r"^(virtio_notify_irqfd(?:_send)?|defer_call_run) .* (\S+)$", trace, re.M):
+        if event == "virtio_notify_irqfd":
+            row, queue = row + "U", pointer
+        elif event == "virtio_notify_irqfd_send" and row:
+            row += "N"
+        elif event == "virtio_notify_irqfd_send" and found:     # by the call that ended the row
+            found[-1] += "N"
+        elif event == "defer_call_run" and row and pointer == queue:
+            found.append(row)
+            row = ""
+    return found[:-1]
+
+
+def judge_rows(found, least=10):
+    """Each row's first buffer has to be notified of at once, and the rest, if any, once more."""
+    long = sum(row.count("U") > 1 for row in found)
+    if long < least:
+        raise ToolError(f"{long} rows of more than one used buffer, {least} were wanted")
+    wrong = [row for row in found if not re.fullmatch("UN(U+N)?", row)]
+    if wrong:
+        raise ToolError(f"{len(wrong)} of {len(found)} rows are not notified of at their first buffer and once "
+                        f"more at their end: {wrong[0][:80]}")
+
+
+def check_rows(binary):
+    """A driver that always wants interrupts gets one for the first buffer of a row, and one for the rest."""
+    p = _small(AIO="native", IODEPTH="16")
+    config, trace = p.configs[0], common.BUILD / "ring" / "trace.log"
+    with images(p) as found:
+        events = [a for e in ["virtio_notify_irqfd*", "defer_call_run"] for a in ("-trace", e)]
+        run_load(command(binary, config, p, found[config.storage, config.aio], 1) +
+                 [a for q in [*events, "-D", str(trace)] for a in ("--qemu-arg", q)], 120)
+    judge_rows(rows(trace.read_text(errors="replace")))
+
+
 def check_corruption(binary):
     """One wrong byte in the image is found, and its sector is named."""
     p = _small(IODEPTH="16", QUEUES="2")
