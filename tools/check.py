@@ -525,6 +525,9 @@ def check_ring(results, stack):
     results.do("ring: a binary against itself shows no difference", ring.check_same, binary)
     results.do("ring: a second write for each notification is found", ring.check_slowed, binary)
     results.do(f"ring: the used index wraps {ring.WRAPS} times, and no notification is lost", ring.check_wraps, binary)
+    results.do("ring: aio-max-batch bounds what is submitted at once", ring.check_batches, binary)
+    results.do("ring: a wrong idea of aio-max-batch is noticed", must_fail, "4 requests at once, 5 expected",
+               ring.check_batches, binary, [(4, 0, 5)])
     results.do("ring: the first buffer of a row is notified of at once, the rest once", ring.check_rows, binary)
     results.do("ring: one wrong byte in the image is found", ring.check_corruption, binary)
 

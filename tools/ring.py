@@ -884,6 +884,9 @@ def show(directory):
 
 WRAPS = 4       # times 65,536 requests
 DOUBLE_WRITES = common.ROOT / "ring" / "doublewrite.c"
+BATCHES = common.ROOT / "ring" / "batches.c"
+# aio-max-batch of the IOThread and of the file, and the most that QEMU then submits at once
+BATCH_LIMITS = [(0, 0, 32), (4, 0, 4), (0, 4, 4), (8, 4, 4), (4, 8, 4)]
 
 
 def _small(**kw):
@@ -918,16 +921,47 @@ def check_same(binary):
         raise ToolError(f"a binary against itself: write(2) per I/O {report.ratio_text(r)}, 1 expected")
 
 
+@contextlib.contextmanager
+def _wrapped(script):
+    """A shell script in place of QEMU."""
+    with tempfile.TemporaryDirectory() as directory:
+        wrapper = pathlib.Path(directory) / "qemu-wrapped"
+        wrapper.write_text(f"#!/bin/sh\n{script}\n")
+        wrapper.chmod(0o755)
+        yield str(wrapper)
+
+
+def check_batches(binary, limits=BATCH_LIMITS):
+    """Linux AIO submits as many requests at once as aio-max-batch lets it, and no more."""
+    p = _small(AIO="native", IODEPTH="64", IRQ="batch", WAIT="irq")
+    config = p.configs[0]
+    shim, most = common.BUILD / "ring" / "batches.so", common.BUILD / "ring" / "batches"
+    compile_c(BATCHES, shim, ["-shared", "-fPIC"])
+    for iothread, file, wanted in limits:
+        script = f'''
+for a; do
+    shift
+    case "$a" in
+    iothread,*) a="$a,aio-max-batch={iothread}" ;;
+    *'"driver":"file",'*) a="${{a%?}},\\"aio-max-batch\\":{file}}}" ;;
+    esac
+    set -- "$@" "$a"
+done
+MOST_SUBMITTED="{most}" LD_PRELOAD="{shim}" exec "{binary}" "$@"'''
+        most.write_text("0")
+        with images(p) as found, _wrapped(script) as wrapper:
+            sample(wrapper, config, p, found[config.storage, config.aio], 1)
+        if (got := int(most.read_text())) != wanted:
+            raise ToolError(f"aio-max-batch={iothread}, of the file {file}: {got} requests at once, {wanted} expected")
+
+
 def check_slowed(binary):
     """A binary with an extra write for each notification is found."""
     p = _small()
     shim = common.BUILD / "ring" / "doublewrite.so"
     compile_c(DOUBLE_WRITES, shim, ["-shared", "-fPIC"])
-    with images(p) as found, tempfile.TemporaryDirectory() as directory:
-        slowed = pathlib.Path(directory) / "qemu-slowed"
-        slowed.write_text(f'#!/bin/sh\nLD_PRELOAD="{shim}" exec "{binary}" "$@"\n')
-        slowed.chmod(0o755)
-        r = _writes(p, found, [binary, str(slowed)])
+    with images(p) as found, _wrapped(f'LD_PRELOAD="{shim}" exec "{binary}" "$@"') as slowed:
+        r = _writes(p, found, [binary, slowed])
     if r["low"] is None or not 1.9 < r["ratio"] < 2.1 or r["low"] <= 1:
         raise ToolError(f"a doubled write was not found: write(2) per I/O {report.ratio_text(r)}, 2 expected")
 
