@@ -306,7 +306,7 @@ class Rows(unittest.TestCase):
              "s": "defer_call_run fn 0x8 opaque 0x3", ".": "defer_call_run fn 0x9 opaque 0x2"}
 
     def rows(self, text):
-        return ring.rows("".join(self.NAMES[c] + "\n" for c in text))
+        return ring.trace_rows("".join(self.NAMES[c] + "\n" for c in text))
 
     def test_rows(self):
         self.assertEqual(self.rows("UN.UNsUU.NsUN.UUU"), ["UN", "UNUUN"])

@@ -360,32 +360,36 @@ def bench(env=os.environ, run=run_process):
         raise stopped
 
 
-def load_generator():
-    """A guest without hardware virtualisation shows little of the IOThread: what runs the generator that does."""
+def generator_variables():
+    """What the load generator will be given; a machine that is too small is told so now, not at the end."""
     import ring         # which needs this module in turn
     given = {**{name: os.environ.get(name, "") for name in ("QEMU_A", "QEMU_B", "SEED")}, **RING}
-    try:                                # a machine that is too small shall not be told so at the end
+    try:
         ring.parameters(given)
     except ToolError as e:
         raise ToolError(f"{e}; RING=off does without the load generator") from None
+    return given
 
-    def run():
-        common.progress("now without a guest, by the load generator; docs/ring.md")
-        ring.bench_ring(given)
-    return run
+
+def load_generator(given):
+    """A guest without hardware virtualisation shows little of the IOThread: the load generator shows it."""
+    import ring
+    common.progress("now without a guest, by the load generator; docs/ring.md")
+    ring.bench_ring(given)
 
 
 def main():
     p = parameters(os.environ)          # nonsense shall not wait until QEMU is built
     with_ring = common.switch(os.environ, "RING", "off" if any(map(os.environ.get, WORKLOAD)) else "on")
-    then = load_generator() if with_ring else lambda: None
+    given = generator_variables() if with_ring else None
     stack = common.stack_name()
     if p.qemu_a:
         series.update_tree(stack)       # for QEMU's python library
     else:
         build.main()
     bench()
-    then()
+    if given:
+        load_generator(given)
 
 
 if __name__ == "__main__":

@@ -977,7 +977,7 @@ def check_wraps(binary):
                 raise ToolError(f"{config}: {done} requests, {WRAPS << 16} were wanted")
 
 
-def rows(trace):
+def trace_rows(trace):
     """The rows of a trace, U for a used buffer and N for a notification; each ends with its deferred call.
 
     Without the last, in which QEMU may have been killed.
@@ -1015,7 +1015,7 @@ def check_rows(binary):
         events = [a for e in ["virtio_notify_irqfd*", "defer_call_run"] for a in ("-trace", e)]
         run_load(command(binary, config, p, found[config.storage, config.aio], 1) +
                  [a for q in [*events, "-D", str(trace)] for a in ("--qemu-arg", q)], 120)
-    judge_rows(rows(trace.read_text(errors="replace")))
+    judge_rows(trace_rows(trace.read_text(errors="replace")))
 
 
 def check_corruption(binary):
