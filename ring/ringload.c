@@ -38,6 +38,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
@@ -58,6 +59,7 @@ enum wait_for { WAIT_USED, WAIT_IRQ };
 enum kick { KICK_EVENTFD, KICK_QTEST };
 
 #define NS 1000000000ull
+#define TURN_WARMUP 0.003          /* seconds; caches and the branch predictor know the others */
 #define RAM_START (16ull << 20)         /* above what a PC has below 1 MiB */
 #define RAM_MOST (2ull << 30)           /* in one piece from address 0 on a PC */
 #define BAR_START 0xe0000000ull         /* the PCI hole of i440fx and q35 */
@@ -67,7 +69,7 @@ static struct {
     const char *qemu_arg[MAX_QEMU_ARGS];
     unsigned qemu_args;
     bool cache_direct, event_idx, indirect, irqfd, fill;
-    unsigned qd, queues, batch, bs, write_percent;
+    unsigned qd, queues, batch, bs, write_percent, turns;
     double seconds, warmup, count_seconds, timeout;
     enum irq irq;
     enum wait_for wait;
@@ -421,8 +423,10 @@ static void start_qemu(void)
     snprintf(text[5], sizeof(text[5]), "socket,id=qmp0,fd=%d", sockets[1][1]);
     snprintf(text[6], sizeof(text[6]),
              "{\"driver\":\"%s\",\"node-name\":\"file0\",\"filename\":\"%s\",\"aio\":\"%s\","
-             "\"read-only\":%s,\"cache\":{\"direct\":%s}}", S_ISBLK(st.st_mode) ? "host_device" : "file",
-             name, opt.aio, opt.write_percent ? "false" : "true", opt.cache_direct ? "true" : "false");
+             "\"read-only\":%s,\"cache\":{\"direct\":%s}%s}", S_ISBLK(st.st_mode) ? "host_device" : "file",
+             name, opt.aio, opt.write_percent ? "false" : "true", opt.cache_direct ? "true" : "false",
+             /* the others have it open, too; all write the same pattern */
+             opt.turns ? ",\"locking\":\"off\"" : "");
     snprintf(text[7], sizeof(text[7]),
              "virtio-blk-pci,drive=disk0,iothread=iothread0,disable-legacy=on,num-queues=%u,queue-size=%u,"
              "event_idx=%s,indirect_desc=%s", opt.queues, queue_size(), opt.event_idx ? "on" : "off",
@@ -1101,6 +1105,29 @@ static void drain(void)
     run(0);
 }
 
+/*
+ * With --turns: say that we are idle, and wait for a line.  Other processes are measured
+ * meanwhile on the same CPUs, so that a machine which is faster now and slower then is so
+ * for all of them.
+ */
+static void wait_for_turn(void)
+{
+    char line;
+
+    if (!opt.turns) {
+        return;
+    }
+    drain();
+    if (puts("idle") == EOF || fflush(stdout)) {
+        die("standard output: %s", strerror(errno));
+    }
+    if (read(STDIN_FILENO, &line, 1) != 1) {
+        die("--turns: standard input has ended before the last turn");
+    }
+    job.endless = true;
+    run(TURN_WARMUP);
+}
+
 /* The number that follows a word in a file of /proc; 0 if there is none. */
 static uint64_t first_number(const char *path, const char *after)
 {
@@ -1352,6 +1379,29 @@ static struct figures read_figures(void)
     return f;
 }
 
+/* Work for a while, and add to the sum what it took. */
+static void measure(struct figures *sum, double seconds)
+{
+    struct figures a = read_figures(), b;
+
+    run(seconds);
+    b = read_figures();
+#define ADD(field) (sum->field += b.field - a.field)
+    ADD(time);
+    ADD(iothread_cpu);
+    ADD(main_cpu);
+    ADD(process_cpu);
+    ADD(driver_cpu);
+    ADD(syscw);
+    ADD(syscr);
+    ADD(count.done);
+    ADD(count.writes);
+    ADD(count.kicks);
+    ADD(count.interrupts);
+    ADD(count.batches);
+#undef ADD
+}
+
 /* System calls of the IOThread; counting them costs time, so not while it is measured. */
 static const char *const calls[] = {
     "write", "read", "io_submit", "io_getevents", "io_uring_enter", "ppoll", "epoll_wait", "epoll_pwait2", "futex"
@@ -1369,6 +1419,10 @@ static void open_call_counters(void)
     for (unsigned i = 0; i < 2 && !root; i++) {
         snprintf(path, sizeof(path), "%s/events/syscalls/sys_enter_write/id", roots[i]);
         root = access(path, R_OK) ? NULL : roots[i];
+    }
+    if (!root && !unshare(CLONE_NEWNS) && !mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) &&
+        !mount("tracefs", roots[0], "tracefs", 0, NULL)) {
+        root = roots[0];    /* mounted for this process only */
     }
     if (!root) {
         strcpy(calls_missing, "no syscalls tracepoints (is tracefs mounted, and are we root?)");
@@ -1406,21 +1460,19 @@ static const char *const irq_names[] = { "each", "batch", "off" };
 static const char *const wait_names[] = { "used", "irq" };
 static const char *const kick_names[] = { "eventfd", "qtest" };
 
-static void print_result(struct figures a, struct figures b, struct figures c, struct figures d,
-                         uint64_t verified)
+static void print_result(struct figures m, struct figures c, uint64_t verified)
 {
-    double s = (b.time - a.time) / 1e9, n = b.count.done - a.count.done, m = d.count.done - c.count.done;
-    double batches = b.count.batches - a.count.batches;
+    double s = m.time / 1e9, n = m.count.done, batches = m.count.batches;
     uint64_t value;
 
     printf("{\"parameters\": {\"aio\": \"%s\", \"cache_direct\": %s, \"qd\": %u, \"queues\": %u, \"batch\": %u, "
-           "\"write_percent\": %u, \"bs\": %u, \"seconds\": %g, \"warmup\": %g, \"event_idx\": %s, "
+           "\"write_percent\": %u, \"bs\": %u, \"seconds\": %g, \"turns\": %u, \"warmup\": %g, \"event_idx\": %s, "
            "\"indirect\": %s, \"irq\": \"%s\", \"irqfd\": %s, \"wait\": \"%s\", \"kick\": \"%s\", "
            "\"reaction_us\": %g, \"count_seconds\": %g, \"min_ios\": %llu, \"poll_max_ns\": %llu, "
            "\"machine\": \"%s\", \"iothread_cpu\": %d, \"main_cpu\": %d, "
            "\"driver_cpu\": %d, \"seed\": %llu, \"pattern_seed\": %llu},\n",
            opt.aio, opt.cache_direct ? "true" : "false", opt.qd, opt.queues, opt.batch, opt.write_percent,
-           opt.bs, opt.seconds, opt.warmup, opt.event_idx ? "true" : "false", opt.indirect ? "true" : "false",
+           opt.bs, opt.seconds, opt.turns, opt.warmup, opt.event_idx ? "true" : "false", opt.indirect ? "true" : "false",
            irq_names[opt.irq], opt.irqfd ? "true" : "false", wait_names[opt.wait], kick_names[opt.kick],
            opt.reaction_ns / 1e3, opt.count_seconds, (unsigned long long)opt.min_ios,
            (unsigned long long)opt.poll_max_ns, opt.machine, opt.iothread_cpu, opt.main_cpu, opt.driver_cpu,
@@ -1429,28 +1481,26 @@ static void print_result(struct figures a, struct figures b, struct figures c, s
            "\"verified_blocks\": %llu,\n", (unsigned long long)features, queue_size(),
            (unsigned long long)blocks, (unsigned long long)verified);
     printf(" \"seconds\": %.6f, \"ios\": %.0f, \"writes\": %llu, \"iops\": %.1f,\n", s, n,
-           (unsigned long long)(b.count.writes - a.count.writes), n / s);
+           (unsigned long long)m.count.writes, n / s);
     printf(" \"latency_us\": {\"mean\": %.3f, \"p50\": %.3f, \"p99\": %.3f, \"p999\": %.3f, \"max\": %.3f},\n",
            latency_sum / n / 1e3, percentile_us(.5), percentile_us(.99), percentile_us(.999), latency_most / 1e3);
     printf(" \"batches_seen\": {\"number\": %.0f, \"mean\": %.3f, \"max\": %llu},\n", batches,
-           batches ? n / batches : 0, (unsigned long long)b.count.batch_max);
+           batches ? n / batches : 0, (unsigned long long)count.batch_max);
     printf(" \"cpu_ns_per_io\": {\"iothread\": %.1f, \"main\": %.1f, \"process\": %.1f, \"driver\": %.1f}, "
-           "\"iothread_busy\": %.4f,\n", (b.iothread_cpu - a.iothread_cpu) / n, (b.main_cpu - a.main_cpu) / n,
-           (b.process_cpu - a.process_cpu) / n, (b.driver_cpu - a.driver_cpu) / n,
-           (b.iothread_cpu - a.iothread_cpu) / 1e9 / s);
+           "\"iothread_busy\": %.4f,\n", m.iothread_cpu / n, m.main_cpu / n, m.process_cpu / n,
+           m.driver_cpu / n, m.iothread_cpu / 1e9 / s);
     printf(" \"per_io\": {\"writes\": %.6f, \"reads\": %.6f, \"kicks\": %.6f, \"interrupts\": %.6f},\n",
-           (b.syscw - a.syscw) / n, (b.syscr - a.syscr) / n, (b.count.kicks - a.count.kicks) / n,
-           (b.count.interrupts - a.count.interrupts) / n);
-    printf(" \"syscalls\": {\"seconds\": %.6f, \"ios\": %.0f, ", (d.time - c.time) / 1e9, m);
+           m.syscw / n, m.syscr / n, m.count.kicks / n, m.count.interrupts / n);
+    printf(" \"syscalls\": {\"seconds\": %.6f, \"ios\": %.0f, ", c.time / 1e9, (double)c.count.done);
     if (*calls_missing) {
         printf("\"source\": \"/proc only: %s\", \"per_io\": {\"write\": %.6f, \"read\": %.6f}}}\n", calls_missing,
-               (d.syscw - c.syscw) / m, (d.syscr - c.syscr) / m);
+               (double)c.syscw / c.count.done, (double)c.syscr / c.count.done);
         return;
     }
     printf("\"source\": \"perf tracepoints\", \"per_io\": {");
     for (unsigned i = 0, first = 1; i < CALLS; i++) {
         if (call_fd[i] >= 0 && read(call_fd[i], &value, sizeof(value)) == sizeof(value)) {
-            printf("%s\"%s\": %.6f", first ? "" : ", ", calls[i], value / m);
+            printf("%s\"%s\": %.6f", first ? "" : ", ", calls[i], (double)value / c.count.done);
             first = 0;
         }
     }
@@ -1474,6 +1524,8 @@ static const char usage[] =
     "  --kick eventfd|qtest\n"
     "  --iothread-cpu N  --main-cpu N  --driver-cpu N\n"
     "  --seconds T  --warmup T  --count-seconds T  --timeout T\n"
+    "  --turns N             measure in N parts and count system calls in one more, each when a line comes on\n"
+    "                        standard input; a line on standard output, before the JSON, says that we are idle\n"
     "  --min-ios N           a window is longer if fewer requests were finished in it\n"
     "  --verify BLOCKS|all|none  --seed N  --pattern-seed N\n";
 
@@ -1528,7 +1580,7 @@ static void parse_options(int argc, char **argv)
     enum {
         QEMU = 256, IMAGE, AIO, MACHINE, QEMU_ARG, CACHE_DIRECT, POLL, QD, QUEUES, BATCH, BS, RW, EVENT_IDX,
         INDIRECT, IRQ, IRQFD, WAIT, REACTION, KICK, IOTHREAD_CPU, MAIN_CPU, DRIVER_CPU, SECONDS, WARMUP,
-        COUNT_SECONDS, TIMEOUT, MIN_IOS, VERIFY, SEED, PATTERN_SEED, FILL, HELP
+        COUNT_SECONDS, TURNS, TIMEOUT, MIN_IOS, VERIFY, SEED, PATTERN_SEED, FILL, HELP
     };
     static const struct option options[] = {
         { "qemu", 1, 0, QEMU }, { "image", 1, 0, IMAGE }, { "aio", 1, 0, AIO }, { "machine", 1, 0, MACHINE },
@@ -1540,7 +1592,7 @@ static void parse_options(int argc, char **argv)
         { "iothread-cpu", 1, 0, IOTHREAD_CPU }, { "main-cpu", 1, 0, MAIN_CPU },
         { "driver-cpu", 1, 0, DRIVER_CPU }, { "seconds", 1, 0, SECONDS }, { "warmup", 1, 0, WARMUP },
         { "count-seconds", 1, 0, COUNT_SECONDS }, { "timeout", 1, 0, TIMEOUT },
-        { "min-ios", 1, 0, MIN_IOS }, { "verify", 1, 0, VERIFY },
+        { "turns", 1, 0, TURNS }, { "min-ios", 1, 0, MIN_IOS }, { "verify", 1, 0, VERIFY },
         { "seed", 1, 0, SEED }, { "pattern-seed", 1, 0, PATTERN_SEED }, { "fill", 0, 0, FILL },
         { "help", 0, 0, HELP }, { 0 }
     };
@@ -1595,6 +1647,7 @@ static void parse_options(int argc, char **argv)
         case WARMUP: opt.warmup = number(name, optarg, 0, 3600, false); break;
         case COUNT_SECONDS: opt.count_seconds = number(name, optarg, 0.01, 3600, false); break;
         case TIMEOUT: opt.timeout = number(name, optarg, 0.1, 3600, false); break;
+        case TURNS: opt.turns = number(name, optarg, 1, 1000, true); break;
         case MIN_IOS: opt.min_ios = number(name, optarg, 1, 1e9, true); break;
         case VERIFY:
             opt.verify_blocks = !strcmp(optarg, "all") ? UINT64_MAX : !strcmp(optarg, "none") ? 0
@@ -1629,10 +1682,12 @@ static void parse_options(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct figures at[4];
+    struct figures measured = { 0 }, counted = { 0 };
     uint64_t verified = 0;
+    unsigned parts;
 
     parse_options(argc, argv);
+    parts = opt.turns ? opt.turns : 1;
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     signal(SIGHUP, on_signal);
@@ -1662,15 +1717,15 @@ int main(int argc, char **argv)
     job.write_percent = opt.write_percent;
     run(opt.warmup);
     count.batch_max = 0;
-    job.record = true;
-    at[0] = read_figures();
-    run(opt.seconds);
-    at[1] = read_figures();
-    job.record = false;
+    for (unsigned turn = 0; turn < parts; turn++) {
+        wait_for_turn();
+        job.record = true;
+        measure(&measured, opt.seconds / parts);
+        job.record = false;
+    }
+    wait_for_turn();
     switch_call_counters(PERF_EVENT_IOC_ENABLE);
-    at[2] = read_figures();
-    run(opt.count_seconds);
-    at[3] = read_figures();
+    measure(&counted, opt.count_seconds);
     switch_call_counters(PERF_EVENT_IOC_DISABLE);
     drain();
     if (opt.write_percent && opt.verify_blocks) {
@@ -1683,7 +1738,7 @@ int main(int argc, char **argv)
         run(0);
     }
     end_qemu();
-    print_result(at[0], at[1], at[2], at[3], verified);
+    print_result(measured, counted, verified);
     if (fflush(stdout) || ferror(stdout)) {
         die("standard output: %s", strerror(errno));
     }

@@ -59,6 +59,52 @@ class RunLoad(unittest.TestCase):
         self.assertEqual(self.tries, 2)
 
 
+class RunTurns(unittest.TestCase):
+    """Shell scripts in place of ringload, which write to a file what they do, one line at a time."""
+
+    SCRIPT = """echo idle
+for turn in 1 2 3; do
+    read go || exit 9
+    echo "begin $1" >>"$0"; sleep 0.01; echo "end $1" >>"$0"
+    [ $turn = 3 ] && echo '{"who": "'$1'"}' || echo idle
+done"""
+
+    def run_turns(self, scripts, order=("ab", "ba", "ab")):
+        with tempfile.TemporaryDirectory() as d, contextlib.redirect_stderr(io.StringIO()):
+            log = pathlib.Path(d, "log")
+            arguments = {role: ["/bin/sh", "-c", script, log, role] for role, script in scripts.items()}
+            try:
+                return ring.run_turns(arguments, [list(turn) for turn in order], 5)
+            finally:
+                self.log = log.read_text().splitlines() if log.exists() else []
+
+    def test_one_at_a_time_in_the_given_order(self):
+        found = self.run_turns({"a": self.SCRIPT, "b": self.SCRIPT})
+        self.assertEqual(found, {"a": {"who": "a"}, "b": {"who": "b"}})
+        self.assertEqual(self.log, [f"{what} {role}" for role in "abbaab" for what in ("begin", "end")])
+
+    def test_one_that_ends_early_is_told_and_the_others_are_ended(self):
+        for script in ("echo broken >&2; exit 1", "echo idle; read go; echo broken >&2; exit 1",
+                       "echo idle; exec 0<&-; echo broken >&2; exit 1"):
+            with self.subTest(script), self.assertRaisesRegex(ToolError, "broken"):
+                self.run_turns({"a": "echo $$ >>$0; " + self.SCRIPT, "b": script})
+            self.assertFalse(os.path.exists(f"/proc/{self.log[0]}"))
+
+    def test_one_that_says_something_else(self):
+        with self.assertRaisesRegex(ToolError, "should be idle, but says"):
+            self.run_turns({"a": "echo hello; sleep 5", "b": self.SCRIPT})
+
+    def test_one_that_says_nothing(self):
+        with mock.patch("select.select", lambda *a: ([], [], [])), self.assertRaisesRegex(ToolError, "said nothing"):
+            self.run_turns({"a": "sleep 5", "b": self.SCRIPT})
+
+    def test_tries_again_only_when_told(self):
+        once = '[ -e "$0.x" ] || { touch "$0.x"; echo busy >&2; exit 75; }; '
+        self.assertEqual(len(self.run_turns({"a": once + self.SCRIPT, "b": self.SCRIPT})), 2)
+        with self.assertRaisesRegex(ToolError, "busy"):
+            self.run_turns({"a": "echo busy >&2; exit 75", "b": self.SCRIPT})
+
+
 class Parameters(unittest.TestCase):
     def test_full_plan(self):
         p = parameters()
@@ -120,12 +166,19 @@ class Parameters(unittest.TestCase):
         p = parameters(QUICK="1", PAIRS="20")
         steps = ring.plan(p)
         self.assertEqual(steps, ring.plan(p))
-        self.assertEqual(len(set(steps)), 20 * len(p.configs) * 3)
-        self.assertEqual(len(steps), len(set(steps)))
-        for at in range(0, len(steps), 3):          # the three of a pair are neighbours
-            self.assertEqual(len({s[:2] for s in steps[at:at + 3]}), 1)
-        self.assertEqual({s[2] for s in steps[::3]}, set(ring.ROLES))
-        self.assertNotEqual([s[1] for s in steps[:39]], [s[1] for s in steps[39:78]])
+        self.assertEqual(len({step[:2] for step in steps}), 20 * len(p.configs))
+        self.assertEqual(len(steps), 20 * len(p.configs))
+        for _, _, order in steps:
+            self.assertEqual(len(order), p.turns + 1)
+            for turn in order:
+                self.assertEqual(sorted(turn), sorted(ring.ROLES))
+        for at in (0, -1):          # nobody is always first
+            self.assertEqual({order[at][0] for _, _, order in steps}, set(ring.ROLES))
+        self.assertNotEqual([n for _, n, _ in steps[:13]], [n for _, n, _ in steps[13:26]])
+
+    def test_turns_are_short(self):
+        for seconds, turns in [("0.05", 1), ("0.7", 14), ("3600", 1000)]:
+            self.assertEqual(parameters(SECONDS=seconds).turns, turns)
 
     def test_command(self):
         p = parameters(QUICK="1", REACTION_US="2")
@@ -177,13 +230,15 @@ class Measure(unittest.TestCase):
     def toy(ratio=1.3, slower_writes=1):
         calls = []
 
-        def run(binary, config, p, image, seed):
-            calls.append(seed)
+        def one(role):
+            calls.append(role)
             noise = 1 + (len(calls) * 7919 % 13 - 6) / 1000
-            role = next(r for n, r in [(len(calls) - 1, ring.plan(p)[len(calls) - 1][2])])
             factor = ratio if role == "series" else 1
             return raw(iops=1000 * factor * noise, cpu=3000 / factor * noise,
                        writes=(slower_writes if role == "series" else 0.5) * noise, p99=80 * noise)
+
+        def run(binaries, config, p, image, seed, order):
+            return {role: one(role) for role in order[-1]}
         return run
 
     def test_a_difference_is_found_and_the_rest_is_not(self):
@@ -197,7 +252,7 @@ class Measure(unittest.TestCase):
         self.assertIn("with plots:", text)
         self.assertEqual(text.count("fio on the host: 4,000 IOPS; A 25%, B 3"), 4)
         self.assertIn("fast native, event_idx on: 2 configurations together", text)
-        self.assertRegex(text, r"2 configurations together\n +IOPS .* 1\.30\d \[.*better")
+        self.assertRegex(text, r"2 configurations together\n +IOPS .* 1\.(29|30)\d \[.*better")
 
     def test_packed_results_are_the_same(self):
         text = self.measure(self.toy())
@@ -228,17 +283,45 @@ class Measure(unittest.TestCase):
         text = self.measure(self.toy(1, 0.5)).replace("\n", " ")
         self.assertNotRegex(text, r"IOPS: B (better|worse) in [34]")
 
+    def signs(self, claimed, other):
+        """What ring.signs() says of two toy results."""
+        directories = []
+        for n, toy in enumerate((claimed, other)):
+            self.measure(toy)
+            directories.append(self.directory().rename(pathlib.Path(tempfile.mkdtemp(dir=self.dir), str(n))))
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            try:
+                ring.signs(*directories)
+            finally:
+                self.text = out.getvalue()
+        return self.text
+
+    def test_signs_are_compared(self):
+        # 4 configurations and 2 groups, in which IOPS, CPU and writes differ
+        text = self.signs(self.toy(1.3), self.toy(1.1))
+        self.assertEqual(text.count("reproduced: "), 18, text)
+        self.assertIn("18 reproduced", text)
+        text = self.signs(self.toy(1.3), self.toy(1, 0.5))
+        self.assertEqual(text.count("sign, inside the noise: "), 18, text)
+        self.assertRegex(self.signs(self.toy(1, 0.5), self.toy(1.3)), r"\b[0-3] differences")
+
+    def test_contradicted_signs_are_a_failure(self):
+        with self.assertRaisesRegex(ToolError, "^12 of them go the other way"):
+            self.signs(self.toy(1.3), self.toy(0.8))
+        self.assertEqual(self.text.count("CONTRADICTED: "), 12)
+        self.assertEqual(self.text.count("reproduced: "), 6)     # writes
+
     def test_interrupted_keeps_what_is_measured(self):
         toy, calls = self.toy(), []
 
         def run(*args):
             calls.append(1)
-            if len(calls) == 30:
+            if len(calls) == 10:
                 raise KeyboardInterrupt
             return toy(*args)
         with self.assertRaises(KeyboardInterrupt):
             self.measure(run)
-        self.assertEqual(len((self.directory() / "runs.jsonl").read_text().splitlines()), 29)
+        self.assertEqual(len((self.directory() / "runs.jsonl").read_text().splitlines()), 27)
         self.assertIn("of 4 planned", self.text)
 
     def test_failure_of_a_run_is_told_after_the_results(self):
@@ -248,7 +331,7 @@ class Measure(unittest.TestCase):
             self.measure(run)
 
     def test_without_tracepoints(self):
-        text = self.measure(lambda *_: raw(source="/proc only: no tracepoints"))
+        text = self.measure(lambda *_: {role: raw(source="/proc only: no tracepoints") for role in ring.ROLES})
         self.assertIn("/proc only", text)
 
     def test_damaged_results_are_named(self):
@@ -356,7 +439,7 @@ class Ringload(unittest.TestCase):
                      ["--aio", "posix"], ["--event-idx", "maybe"], ["--irq", "some"], ["--wait", "x"],
                      ["--seconds", "0"], ["--seconds", "nan"], ["--reaction-us", "-1"],
                      ["--seed", "-1"], ["--seed", "x"], ["--verify", "some"], ["--driver-cpu", "-1"],
-                     ["--kick", "foot"], ["--irqfd", "x"]]:
+                     ["--kick", "foot"], ["--turns", "0"], ["--irqfd", "x"]]:
             with self.subTest(args):
                 self.fails(args[0], *good, *args)
 

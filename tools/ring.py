@@ -3,11 +3,16 @@
 
     ring.py                     measure; the parameters are variables, see parameters()
     ring.py show [DIRECTORY]    table and HTML page again from old results
+    ring.py signs CLAIMED [DIRECTORY]
+                                are the differences that the results in CLAIMED show, perhaps from another
+                                machine, found in DIRECTORY (otherwise in the last results) too?
 
 One fresh QEMU process per sample and configuration. A round goes through all
-configurations in random order; for each it starts three processes in random
-order: base, base once more (their ratio is the noise floor, "A/A"), series. In
-the end fio does the same on the host, without QEMU: how far is that limit?
+configurations in random order; for each it starts three processes: base, base once
+more (their ratio is the noise floor, "A/A"), series. They live side by side and are
+measured in many short turns in random order, one at a time, so that what the machine
+does meanwhile happens to all of them. In the end fio does the same on the host,
+without QEMU: how far is that limit?
 """
 
 import collections
@@ -25,6 +30,7 @@ import pathlib
 import random
 import re
 import resource
+import select
 import signal
 import stat
 import statistics
@@ -50,6 +56,7 @@ LATEST = "latest-ring"
 IMAGE_MIB = 64
 DISK_MIB = 256
 WARM_UP = 0.15
+TURN = 0.05             # seconds that one process is measured before it is another's turn
 COUNT = 0.15            # seconds of the window in which system calls are counted
 START_UP = 0.45         # seconds, about, to start QEMU and to verify its data
 LIMIT_RUNS = 3          # of fio on the host, of which the median is shown
@@ -102,7 +109,8 @@ class Config:
 class Parameters:
     configs: list
     pairs: int
-    seconds: float
+    seconds: float      # measured of each process
+    turns: int          # in which they are measured
     min_ios: int        # a crowded machine may finish too few in the time given
     rw: str
     bs: int
@@ -217,11 +225,12 @@ def parameters(env):
     if indirect == "off" and max(c.qd for c in configs) > 341:
         raise ToolError("INDIRECT=off: at most 341 requests fit in a queue; give IODEPTH=")
     many = len(configs) > MANY
+    seconds = number("SECONDS", 0.3 if many else 0.7, 0.05, 3600, float)
     p = Parameters(
         configs=configs, quick=quick, rw=rw, bs=size, indirect=indirect,
         # the full plan has hundreds of configurations, and is read group by group
         pairs=number("PAIRS", 2 if many else 8, 1, 10000),
-        seconds=number("SECONDS", 0.3 if many else 0.7, 0.05, 3600, float),
+        seconds=seconds, turns=min(1000, round(seconds / TURN)),
         min_ios=number("MIN_IOS", 200, 1, 10 ** 9),
         batch=number("BATCH", 64, 1, 1024),
         reaction_us=number("REACTION_US", 0.2, 0, 1e6, float),
@@ -346,33 +355,105 @@ def command(binary, config, p, image, seed):
         "--verify", image.verify, "--seed", seed]]
 
 
-def run_load(arguments, timeout):
-    """Run ringload to its end; what it prints. It ends QEMU whatever happens to it."""
-    for last in (False, False, True):
-        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True)
+class TryAgain(ToolError):
+    """The next ringload will do."""
+
+
+class Load:
+    """One ringload. It ends its QEMU whatever happens to it."""
+
+    def __init__(self, arguments, timeout):
+        self.timeout = timeout
+        self.errors = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=self.errors, bufsize=0, start_new_session=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait()
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            file.close()
+
+    def said(self):
+        """What it says next; nothing when it has ended."""
+        if not select.select([self.process.stdout], [], [], self.timeout)[0]:
+            raise ToolError(f"ringload said nothing for {self.timeout:.0f} s")
+        return self.process.stdout.read(65536)
+
+    def turn(self):
+        """Let it measure."""
+        with contextlib.suppress(BrokenPipeError):      # result() will tell why
+            self.process.stdin.write(b"\n")
+
+    def wait_idle(self):
+        said = self.said()
+        if not said:
+            self.result()       # knows why
+        if said != b"idle\n":
+            raise ToolError(f"ringload should be idle, but says: {said[:200]!r}")
+
+    def result(self):
+        """What it has measured, at its end."""
+        text = b"".join(iter(self.said, b""))
+        if self.process.wait():
+            self.errors.seek(0)
+            errors = self.errors.read().decode(errors="replace").strip().splitlines()
+            kind = TryAgain if self.process.returncode == os.EX_TEMPFAIL else ToolError
+            raise kind((errors or [f"ringload ended with {self.process.returncode}"])[-1])
         try:
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired as e:
-            raise ToolError(f"ringload did not end within {timeout:.0f} s") from e
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait()
-        said = (err.strip().splitlines() or [f"ringload ended with {process.returncode}"])[-1]
-        if process.returncode != os.EX_TEMPFAIL or last:
-            break
-        common.progress(f"{said}; nothing was measured, trying again")
-    if process.returncode:
-        raise ToolError(said)
-    try:
-        return json.loads(out)
-    except ValueError as e:
-        raise ToolError(f"ringload gave no JSON, but: {out[:200]!r}") from e
+            return json.loads(text)
+        except ValueError as e:
+            raise ToolError(f"ringload gave no JSON, but: {text[:200]!r}") from e
 
 
-def sample(binary, config, p, image, seed):
-    """One fresh process: what is kept of it."""
+def again(what):
+    """what(), up to twice more if ringload asks for it."""
+    for last in (False, False, True):
+        try:
+            return what()
+        except TryAgain as e:
+            if last:
+                raise
+            common.progress(f"{e}; nothing was measured, trying again")
+
+
+def run_load(arguments, timeout):
+    """Run ringload to its end; what it prints."""
+    def once():
+        with Load(arguments, timeout) as load:
+            return load.result()
+    return again(once)
+
+
+def run_turns(arguments, order, timeout):
+    """One ringload of each role, measured in turns; what they print.
+
+    arguments: role -> command line. order: the roles of each turn, of which the last is
+    the one that counts system calls.
+    """
+    with contextlib.ExitStack() as stack:
+        def idle(role):
+            load = stack.enter_context(Load([*arguments[role], "--turns", str(len(order) - 1)], timeout))
+            load.wait_idle()
+            return load
+        loads = {role: again(functools.partial(idle, role)) for role in order[0]}
+        for turn in order[:-1]:
+            for role in turn:
+                loads[role].turn()
+                loads[role].wait_idle()
+        results = {}
+        for role in order[-1]:
+            loads[role].turn()
+            results[role] = loads[role].result()
+        return results
+
+
+def kept(run):
+    """What is kept of run()'s results, with the CPUs that other processes took meanwhile."""
     def machine():
         ticks = [int(n) for n in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
         return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
@@ -381,25 +462,39 @@ def sample(binary, config, p, image, seed):
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
     before = machine(), own(), time.monotonic()
-    raw = run_load(command(binary, config, p, image, seed), p.seconds * 3 + 120)
+    results = run()
     busy, ours, took = (b - a for a, b in zip(before, (machine(), own(), time.monotonic())))
-    raw.pop("parameters")
-    calls = raw["syscalls"]["per_io"]
-    raw["syscalls"]["per_io"] = {k: v for k, v in calls.items() if v}
-    raw["took"], raw["others"] = round(took, 3), round(max(0, busy - ours) / took, 4)
-    return raw
+    for raw in results.values():
+        raw.pop("parameters")
+        calls = raw["syscalls"]["per_io"]
+        raw["syscalls"]["per_io"] = {k: v for k, v in calls.items() if v}
+        raw["took"], raw["others"] = round(took, 3), round(max(0, busy - ours) / took, 4)
+    return results
+
+
+def patience(p):
+    """Seconds after which a silent ringload is no use."""
+    return p.seconds * 3 + 120
+
+
+def sample(binary, config, p, image, seed):
+    """One fresh process by itself."""
+    return kept(lambda: {"": run_load(command(binary, config, p, image, seed), patience(p))})[""]
+
+
+def compare(binaries, config, p, image, seed, order):
+    """A fresh process for each role, of {role: binary}."""
+    arguments = {role: command(binary, config, p, image, seed) for role, binary in binaries.items()}
+    return kept(lambda: run_turns(arguments, order, patience(p)))
 
 
 # -- all of them ---------------------------------------------------------------
 
 def plan(p):
-    """The order of all processes, fixed beforehand: [(pair, number of the configuration, role)]."""
+    """The order of everything, fixed beforehand: [(pair, number of the configuration, roles of each turn)]."""
     rng = random.Random(p.seed)
-    steps = []
-    for pair in range(1, p.pairs + 1):
-        for n in rng.sample(range(len(p.configs)), len(p.configs)):
-            steps += [(pair, n, role) for role in rng.sample(ROLES, len(ROLES))]
-    return steps
+    return [(pair, n, [rng.sample(ROLES, len(ROLES)) for _ in range(p.turns + 1)])
+            for pair in range(1, p.pairs + 1) for n in rng.sample(range(len(p.configs)), len(p.configs))]
 
 
 def write_run(file, data):
@@ -411,20 +506,21 @@ def left_text(seconds):
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
-def measure(p, both, found, out, run=sample):
+def measure(p, both, found, out, run=compare):
     """Run the plan; each result is on disk before the next begins."""
     steps, start = plan(p), time.monotonic()
+    binaries = {role: both[role == "series"].path for role in ROLES}
     with open(out / "runs.jsonl", "w") as file:
-        for n, (pair, config_number, role) in enumerate(steps, 1):
+        for n, (pair, config_number, order) in enumerate(steps, 1):
             config = p.configs[config_number]
-            binary = both[1] if role == "series" else both[0]
             # the same blocks in the same order within a pair
-            raw = run(binary.path, config, p, found[config.storage, config.aio], p.seed + pair)
-            write_run(file, {"pair": pair, "config": config_number, "role": role, **raw})
+            results = run(binaries, config, p, found[config.storage, config.aio], p.seed + pair, order)
+            for role in order[0]:
+                write_run(file, {"pair": pair, "config": config_number, "role": role, **results[role]})
             left = (time.monotonic() - start) / n * (len(steps) - n)
-            name = binary.label + (" again" if role == "base2" else "")
-            common.progress(f"{n} of {len(steps)}: pair {pair}, {config}: {name} {raw['iops']:,.0f} IOPS, "
-                            f"{raw['per_io']['writes']:.3f} writes per I/O; {left_text(left)} left")
+            iops = ", ".join(f"{results[role]['iops']:,.0f}" for role in ROLES)
+            common.progress(f"{n} of {len(steps)}: pair {pair}, {config}: {iops} IOPS ({both[0].label}, again, "
+                            f"{both[1].label}); {left_text(left)} left")
 
 
 # -- fio without QEMU ------------------------------------------------------------
@@ -491,7 +587,7 @@ def new_directory(name):
     return out
 
 
-def bench_ring(env=os.environ, run=sample):
+def bench_ring(env=os.environ, run=compare):
     p = parameters(env)
     stack = common.stack_name()
     both = bench.binaries(p, stack)
@@ -507,9 +603,9 @@ def bench_ring(env=os.environ, run=sample):
             "command": command(both[0].path, first, p, found[first.storage, first.aio], p.seed)}
         # without the paths of this machine, to be shown elsewhere
         bench.write_json(out / "ring.json", json.loads(json.dumps(info).replace(f"{common.ROOT}/", "")))
-        steps = p.pairs * len(p.configs) * len(ROLES)
+        processes = p.pairs * len(p.configs) * len(ROLES)
         common.progress(f"{len(p.configs)} configurations x {p.pairs} pairs x (base, base again, series), "
-                        f"{p.seconds:g} s each, {left_text(steps * (p.seconds + WARM_UP + COUNT + START_UP))} "
+                        f"{p.seconds:g} s each, {left_text(processes * (p.seconds + WARM_UP + COUNT + START_UP))} "
                         f"in all, seed {p.seed}; results in {out}")
         try:
             measure(p, both, found, out, run)
@@ -653,8 +749,9 @@ def setup(info, runs):
     yield (f"host: {host['cpus']} CPUs ({host['cpu']}), Linux {host['kernel']}; "
            f"other processes took {busy:.0%} of it")
     done = max(r["pair"] for r in runs)
+    turns = f"measured in {p['turns']} turns with the others of its pair" if "turns" in p else "one after the other"
     yield (f"{done} pairs" + (f" of {p['pairs']} planned" if done < p["pairs"] else "") +
-           f" of fresh processes, order random (seed {p['seed']}); {info['date']}")
+           f" of fresh processes, each {turns}, order random (seed {p['seed']}); {info['date']}")
     source = runs[0]["syscalls"]["source"]
     yield f"system calls counted in a window of their own; {source}"
     checked = "the disk's data is not verified" if p["disk"] else "data verified in each process"
@@ -880,6 +977,38 @@ def show(directory):
     print(f"\nwith plots: {out}")
 
 
+def rows_told(directory):
+    """{(title, metric): row} of what the text shows of a directory's results."""
+    info, runs = load(directory)
+    table = analyse(info, runs)
+    told = {**groups(table), **({str(c): rows for c, rows in table.items()} if len(table) <= MANY else {})}
+    return {(title, m): rows[m] for title, rows in told.items() for m in TOLD}
+
+
+def signs(claimed, directory):
+    """Say of each difference outside of the noise in one directory whether another has it, too."""
+    claims = {key: row for key, row in rows_told(claimed).items() if row["verdict"] in ("better", "worse")}
+    found, count = rows_told(directory), collections.Counter()
+    for (title, m), row in claims.items():
+        other = found.get((title, m))
+        if not other or other["ab"]["ratio"] is None:
+            word = "not measured"
+        elif other["verdict"] == row["verdict"]:
+            word = "reproduced"
+        elif other["verdict"] == "none":
+            same = (other["ab"]["ratio"] > 1) == (row["ab"]["ratio"] > 1)
+            word = f"{'same' if same else 'other'} sign, inside the noise"
+        else:
+            word = "CONTRADICTED"
+        count[word] += 1
+        print(f"{word}: {title}: {METRICS[m][0].split(' [')[0]} {report.ratio_text(row['ab'])}" +
+              (f", there {report.ratio_text(other['ab'])}" if other else ""))
+    print(f"{len(claims)} differences outside of the noise in {claimed}; in {directory}: " +
+          (", ".join(f"{n} {word}" for word, n in count.most_common()) or "nothing to look for"))
+    if count["CONTRADICTED"]:
+        raise ToolError(f"{count['CONTRADICTED']} of them go the other way, outside of the noise")
+
+
 # -- tests of the instrument, for check.py -----------------------------------------
 
 WRAPS = 4       # times 65,536 requests
@@ -1043,8 +1172,10 @@ def main():
     if sys.argv[1:2] == ["show"] and len(sys.argv) <= 3:
         directory = pathlib.Path(sys.argv[2] if len(sys.argv) == 3 else common.BUILD / "results" / LATEST)
         return show(directory)
+    if sys.argv[1:2] == ["signs"] and 3 <= len(sys.argv) <= 4:
+        return signs(sys.argv[2], (sys.argv[3:] or [str(common.BUILD / "results" / LATEST)])[0])
     if len(sys.argv) > 1:
-        raise ToolError("usage: ring.py, or ring.py show [DIRECTORY]")
+        raise ToolError("usage: ring.py, ring.py show [DIRECTORY], or ring.py signs CLAIMED [DIRECTORY]")
     p = parameters(os.environ)          # nonsense shall not wait until QEMU is built
     if not p.qemu_a:
         common.stack_name()
