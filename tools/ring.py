@@ -1106,34 +1106,28 @@ def check_wraps(binary):
                 raise ToolError(f"{config}: {done} requests, {WRAPS << 16} were wanted")
 
 
-def trace_rows(trace):
-    """The rows of a trace, U for a used buffer and N for a notification; each ends with its deferred call.
+def trace_events(trace):
+    """What a trace says of the virtqueue: U for a used buffer, N for a notification, R for a deferred call.
 
-    Without the last, in which QEMU may have been killed.
+    Up to the last notification; QEMU may have been killed after that.
     """
-    found, row, queue = [], "", None
-    for event, pointer in re.findall(r"^(virtio_notify_irqfd(?:_send)?|defer_call_run) .* (\S+)$", trace, re.M):
-        if event == "virtio_notify_irqfd":
-            row, queue = row + "U", pointer
-        elif event == "virtio_notify_irqfd_send" and row:
-            row += "N"
-        elif event == "virtio_notify_irqfd_send" and found:     # by the call that ended the row
-            found[-1] += "N"
-        elif event == "defer_call_run" and row and pointer == queue:
-            found.append(row)
-            row = ""
-    return found[:-1]
+    found = re.findall(r"^(virtio_notify_irqfd(?:_send)?|defer_call_run) .* (\S+)$", trace, re.M)
+    queues = {pointer for event, pointer in found if event == "virtio_notify_irqfd"}
+    letter = {"virtio_notify_irqfd": "U", "virtio_notify_irqfd_send": "N", "defer_call_run": "R"}
+    events = "".join(letter[event] for event, pointer in found if pointer in queues)
+    return events[:events.rfind("N") + 1]
 
 
-def judge_rows(found, least=10):
-    """Each row's first buffer has to be notified of at once, and the rest, if any, once more."""
-    long = sum(row.count("U") > 1 for row in found)
+def judge_rows(events, least=10):
+    """Each row's first buffer has to be notified of at once, and the rest, if any, by one deferred call."""
+    long = events.count("R")
     if long < least:
         raise ToolError(f"{long} rows of more than one used buffer, {least} were wanted")
-    wrong = [row for row in found if not re.fullmatch("UN(U+N)?", row)]
-    if wrong:
-        raise ToolError(f"{len(wrong)} of {len(found)} rows are not notified of at their first buffer and once "
-                        f"more at their end: {wrong[0][:80]}")
+    good = re.match("(?:UN(?:U+RN)?)*", events)[0]
+    if good != events:
+        at = len(good)
+        raise ToolError(f"a row is not notified of at its first buffer and once more at its end: "
+                        f"{events[max(0, at - 20):at]} and then {events[at:at + 40]}")
 
 
 def check_rows(binary):
@@ -1144,7 +1138,7 @@ def check_rows(binary):
         events = [a for e in ["virtio_notify_irqfd*", "defer_call_run"] for a in ("-trace", e)]
         run_load(command(binary, config, p, found[config.storage, config.aio], 1) +
                  [a for q in [*events, "-D", str(trace)] for a in ("--qemu-arg", q)], 120)
-    judge_rows(trace_rows(trace.read_text(errors="replace")))
+    judge_rows(trace_events(trace.read_text(errors="replace")))
 
 
 def check_corruption(binary):
