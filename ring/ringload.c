@@ -423,14 +423,14 @@ static void start_qemu(void)
     snprintf(text[5], sizeof(text[5]), "socket,id=qmp0,fd=%d", sockets[1][1]);
     snprintf(text[6], sizeof(text[6]),
              "{\"driver\":\"%s\",\"node-name\":\"file0\",\"filename\":\"%s\",\"aio\":\"%s\","
-             "\"read-only\":%s,\"cache\":{\"direct\":%s}%s}", S_ISBLK(st.st_mode) ? "host_device" : "file",
-             name, opt.aio, opt.write_percent ? "false" : "true", opt.cache_direct ? "true" : "false",
-             /* the others have it open, too; all write the same pattern */
-             opt.turns ? ",\"locking\":\"off\"" : "");
+             "\"read-only\":%s,\"cache\":{\"direct\":%s}}", S_ISBLK(st.st_mode) ? "host_device" : "file",
+             name, opt.aio, opt.write_percent ? "false" : "true", opt.cache_direct ? "true" : "false");
     snprintf(text[7], sizeof(text[7]),
              "virtio-blk-pci,drive=disk0,iothread=iothread0,disable-legacy=on,num-queues=%u,queue-size=%u,"
-             "event_idx=%s,indirect_desc=%s", opt.queues, queue_size(), opt.event_idx ? "on" : "off",
-             opt.indirect ? "on" : "off");
+             "event_idx=%s,indirect_desc=%s%s", opt.queues, queue_size(), opt.event_idx ? "on" : "off",
+             opt.indirect ? "on" : "off",
+             /* the others have the image open, too; all write the same pattern */
+             opt.turns && opt.write_percent ? ",share-rw=on" : "");
     snprintf(text[8], sizeof(text[8]), "iothread,id=iothread0,poll-max-ns=%llu",
              (unsigned long long)opt.poll_max_ns);
     const char *fixed[] = {
@@ -1051,8 +1051,8 @@ __attribute__((noreturn)) static void die_of_hang(void)
         q->in_flight, q->index, opt.timeout, q->avail, q->last_used);
 }
 
-/* Run the job until it is finished, or (endless) until the time is over. */
-static void run(double seconds)
+/* Run the job until it is finished, or (endless) until time and requests are over. */
+static void run_at_least(double seconds, uint64_t ios)
 {
     uint64_t end = now_ns() + (uint64_t)(seconds * NS), progress_at = now_ns();
     uint64_t before = count.done, done = before;
@@ -1082,7 +1082,7 @@ static void run(double seconds)
         if (round % 64 == 0) {
             uint64_t now = now_ns();
 
-            if (job.endless && now >= end && count.done - before >= opt.min_ios) {
+            if (job.endless && now >= end && count.done - before >= ios) {
                 break;
             }
             if (count.done != done) {
@@ -1096,6 +1096,11 @@ static void run(double seconds)
             }
         }
     }
+}
+
+static void run(double seconds)
+{
+    run_at_least(seconds, opt.min_ios);
 }
 
 static void drain(void)
@@ -1125,7 +1130,8 @@ static void wait_for_turn(void)
         die("--turns: standard input has ended before the last turn");
     }
     job.endless = true;
-    run(TURN_WARMUP);
+    /* not only the burst with which a turn begins */
+    run_at_least(TURN_WARMUP, (uint64_t)opt.qd * opt.queues);
 }
 
 /* The number that follows a word in a file of /proc; 0 if there is none. */
@@ -1380,12 +1386,16 @@ static struct figures read_figures(void)
 }
 
 /* Work for a while, and add to the sum what it took. */
-static void measure(struct figures *sum, double seconds)
+static void measure(struct figures *sum, double seconds, unsigned parts)
 {
     struct figures a = read_figures(), b;
 
-    run(seconds);
+    count.batch_max = 0;
+    run_at_least(seconds / parts, (opt.min_ios + parts - 1) / parts);
     b = read_figures();
+    if (b.count.batch_max > sum->count.batch_max) {
+        sum->count.batch_max = b.count.batch_max;
+    }
 #define ADD(field) (sum->field += b.field - a.field)
     ADD(time);
     ADD(iothread_cpu);
@@ -1422,7 +1432,9 @@ static void open_call_counters(void)
     }
     if (!root && !unshare(CLONE_NEWNS) && !mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) &&
         !mount("tracefs", roots[0], "tracefs", 0, NULL)) {
-        root = roots[0];    /* mounted for this process only */
+        /* mounted for this process only */
+        snprintf(path, sizeof(path), "%s/events/syscalls/sys_enter_write/id", roots[0]);
+        root = access(path, R_OK) ? NULL : roots[0];
     }
     if (!root) {
         strcpy(calls_missing, "no syscalls tracepoints (is tracefs mounted, and are we root?)");
@@ -1485,7 +1497,7 @@ static void print_result(struct figures m, struct figures c, uint64_t verified)
     printf(" \"latency_us\": {\"mean\": %.3f, \"p50\": %.3f, \"p99\": %.3f, \"p999\": %.3f, \"max\": %.3f},\n",
            latency_sum / n / 1e3, percentile_us(.5), percentile_us(.99), percentile_us(.999), latency_most / 1e3);
     printf(" \"batches_seen\": {\"number\": %.0f, \"mean\": %.3f, \"max\": %llu},\n", batches,
-           batches ? n / batches : 0, (unsigned long long)count.batch_max);
+           batches ? n / batches : 0, (unsigned long long)m.count.batch_max);
     printf(" \"cpu_ns_per_io\": {\"iothread\": %.1f, \"main\": %.1f, \"process\": %.1f, \"driver\": %.1f}, "
            "\"iothread_busy\": %.4f,\n", m.iothread_cpu / n, m.main_cpu / n, m.process_cpu / n,
            m.driver_cpu / n, m.iothread_cpu / 1e9 / s);
@@ -1716,16 +1728,15 @@ int main(int argc, char **argv)
     job.endless = true;
     job.write_percent = opt.write_percent;
     run(opt.warmup);
-    count.batch_max = 0;
     for (unsigned turn = 0; turn < parts; turn++) {
         wait_for_turn();
         job.record = true;
-        measure(&measured, opt.seconds / parts);
+        measure(&measured, opt.seconds, parts);
         job.record = false;
     }
     wait_for_turn();
     switch_call_counters(PERF_EVENT_IOC_ENABLE);
-    measure(&counted, opt.count_seconds);
+    measure(&counted, opt.count_seconds, 1);
     switch_call_counters(PERF_EVENT_IOC_DISABLE);
     drain();
     if (opt.write_percent && opt.verify_blocks) {

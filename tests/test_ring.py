@@ -283,11 +283,11 @@ class Measure(unittest.TestCase):
         text = self.measure(self.toy(1, 0.5)).replace("\n", " ")
         self.assertNotRegex(text, r"IOPS: B (better|worse) in [34]")
 
-    def signs(self, claimed, other):
+    def signs(self, claimed, other, there={}):
         """What ring.signs() says of two toy results."""
         directories = []
-        for n, toy in enumerate((claimed, other)):
-            self.measure(toy)
+        for n, (toy, env) in enumerate(((claimed, {}), (other, there))):
+            self.measure(toy, **env)
             directories.append(self.directory().rename(pathlib.Path(tempfile.mkdtemp(dir=self.dir), str(n))))
         with contextlib.redirect_stdout(io.StringIO()) as out:
             try:
@@ -297,19 +297,29 @@ class Measure(unittest.TestCase):
         return self.text
 
     def test_signs_are_compared(self):
-        # 4 configurations and 2 groups, in which IOPS, CPU and writes differ
+        # 4 configurations in which IOPS, CPU and writes differ
         text = self.signs(self.toy(1.3), self.toy(1.1))
-        self.assertEqual(text.count("reproduced: "), 18, text)
-        self.assertIn("18 reproduced", text)
+        self.assertEqual(text.count("reproduced: "), 12, text)
+        self.assertIn("12 reproduced", text)
         text = self.signs(self.toy(1.3), self.toy(1, 0.5))
-        self.assertEqual(text.count("sign, inside the noise: "), 18, text)
+        self.assertEqual(text.count("sign, inside the noise: "), 12, text)
+        with mock.patch("ring.MANY", 3):        # 2 groups
+            self.assertIn("6 reproduced", self.signs(self.toy(1.3), self.toy(1.1)))
         self.assertRegex(self.signs(self.toy(1, 0.5), self.toy(1.3)), r"\b[0-3] differences")
 
+    def test_signs_of_what_is_not_decided_or_not_comparable(self):
+        text = self.signs(self.toy(1.3), self.toy(0.8), there={"PAIRS": "1"})
+        self.assertEqual(text.count("not measured: "), 12, text)
+        text = self.signs(self.toy(1.3), self.toy(1.3), there={"IODEPTH": "1 16"})
+        self.assertEqual(text.count("not measured: "), 6, text)
+        with self.assertRaisesRegex(ToolError, "not comparable: rw read and write"):
+            self.signs(self.toy(1.3), self.toy(1.3), there={"RW": "write"})
+
     def test_contradicted_signs_are_a_failure(self):
-        with self.assertRaisesRegex(ToolError, "^12 of them go the other way"):
+        with self.assertRaisesRegex(ToolError, "^8 of them go the other way"):
             self.signs(self.toy(1.3), self.toy(0.8))
-        self.assertEqual(self.text.count("CONTRADICTED: "), 12)
-        self.assertEqual(self.text.count("reproduced: "), 6)     # writes
+        self.assertEqual(self.text.count("CONTRADICTED: "), 8)
+        self.assertEqual(self.text.count("reproduced: "), 4)     # writes
 
     def test_interrupted_keeps_what_is_measured(self):
         toy, calls = self.toy(), []

@@ -977,21 +977,28 @@ def show(directory):
     print(f"\nwith plots: {out}")
 
 
-def rows_told(directory):
-    """{(title, metric): row} of what the text shows of a directory's results."""
+def rows_told(directory, everything=False):
+    """{(title, metric): row} of each configuration, or of the groups if there are many; and the parameters."""
     info, runs = load(directory)
     table = analyse(info, runs)
-    told = {**groups(table), **({str(c): rows for c, rows in table.items()} if len(table) <= MANY else {})}
-    return {(title, m): rows[m] for title, rows in told.items() for m in TOLD}
+    single, many = {str(c): rows for c, rows in table.items()}, groups(table)
+    told = {**single, **many} if everything else many if len(table) > MANY else single
+    return {(title, m): rows[m] for title, rows in told.items() for m in TOLD}, \
+        {k: info["parameters"][k] for k in ("rw", "bs", "batch", "reaction_us", "poll_max_ns", "indirect")}
 
 
 def signs(claimed, directory):
     """Say of each difference outside of the noise in one directory whether another has it, too."""
-    claims = {key: row for key, row in rows_told(claimed).items() if row["verdict"] in ("better", "worse")}
-    found, count = rows_told(directory), collections.Counter()
+    rows, ours = rows_told(claimed)
+    found, theirs = rows_told(directory, everything=True)
+    if ours != theirs:
+        raise ToolError(f"{claimed} and {directory} are not comparable: " + ", ".join(
+            f"{k} {ours[k]} and {theirs[k]}" for k in ours if ours[k] != theirs[k]))
+    claims = {key: row for key, row in rows.items() if row["verdict"] in ("better", "worse")}
+    count = collections.Counter()
     for (title, m), row in claims.items():
         other = found.get((title, m))
-        if not other or other["ab"]["ratio"] is None:
+        if not other or other["verdict"] == "n/a":
             word = "not measured"
         elif other["verdict"] == row["verdict"]:
             word = "reproduced"
