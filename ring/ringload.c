@@ -1420,6 +1420,14 @@ enum { CALLS = sizeof(calls) / sizeof(calls[0]) };
 static int call_fd[CALLS];
 static char calls_missing[160];
 
+static bool has_call_events(const char *root)
+{
+    char path[128];
+
+    snprintf(path, sizeof(path), "%s/events/syscalls/sys_enter_write/id", root);
+    return access(path, R_OK) == 0;
+}
+
 static void open_call_counters(void)
 {
     static const char *const roots[] = { "/sys/kernel/tracing", "/sys/kernel/debug/tracing" };
@@ -1427,14 +1435,12 @@ static void open_call_counters(void)
     char path[128];
 
     for (unsigned i = 0; i < 2 && !root; i++) {
-        snprintf(path, sizeof(path), "%s/events/syscalls/sys_enter_write/id", roots[i]);
-        root = access(path, R_OK) ? NULL : roots[i];
+        root = has_call_events(roots[i]) ? roots[i] : NULL;
     }
     if (!root && !unshare(CLONE_NEWNS) && !mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) &&
         !mount("tracefs", roots[0], "tracefs", 0, NULL)) {
         /* mounted for this process only */
-        snprintf(path, sizeof(path), "%s/events/syscalls/sys_enter_write/id", roots[0]);
-        root = access(path, R_OK) ? NULL : roots[0];
+        root = has_call_events(roots[0]) ? roots[0] : NULL;
     }
     if (!root) {
         strcpy(calls_missing, "no syscalls tracepoints (is tracefs mounted, and are we root?)");
