@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -184,7 +185,7 @@ class Channel(unittest.TestCase):
     def test_time_without_a_cpu_does_not_count(self):
         waits = iter([0, 5, 5])
         with mock.patch.object(self.vm, "_starved", lambda: next(waits)), \
-                mock.patch.object(self.vm, "_examine") as examine:
+                mock.patch.object(self.vm, "_examine", return_value=0) as examine:
             t = threading.Timer(.3, self.far.sendall, [b"ready\n"])
             t.start()
             self.addCleanup(t.join)
@@ -194,20 +195,33 @@ class Channel(unittest.TestCase):
                 self.vm.wait_ready(.1)
         examine.assert_called_once()
 
-    def test_a_stuck_vcpu_gets_another_chance(self):
-        look = "== info registers -a\n\nCPU#0\nRAX=0 RBX=1\nRIP=8 HLT=0\nES=0\nCPU#1\nRAX=2\nRIP=9 HLT=1\n"
-        self.assertEqual(guest.stuck_vcpus(f"{look}== info pic\n{look}"), [0])
-        for other in [look.replace("RBX=1", "RBX=2"), look.replace("HLT=0", "HLT=1"), ""]:
-            self.assertEqual(guest.stuck_vcpus(look + other), [])
-        for seen, ready, resets in [(look * 2, True, 1), (look * 2, False, 2), ("== info status\n", True, 0)]:
-            with self.subTest(seen=seen, ready=ready), mock.patch.object(self.vm, "_examine", lambda: seen), \
+    def test_a_busy_vcpu_gets_another_chance(self):
+        for busy, ready, resets in [(.9, True, 1), (.9, False, 2), (.1, True, 0)]:
+            with self.subTest(busy=busy, ready=ready), mock.patch.object(self.vm, "_examine", lambda: busy), \
                     mock.patch.object(self.vm, "_press_reset") as reset, mock.patch("common.progress"), \
                     mock.patch.object(self.vm, "qmp"), mock.patch.object(self.vm, "accel", "tcg"):
                 if ready:
                     reset.side_effect = lambda: self.far.sendall(b"ready\n")
-                with contextlib.nullcontext() if ready and resets else self.assertRaisesRegex(ToolError, "no answer"):
+                said = "a vCPU is busy" if busy > .5 else "its vCPUs are idle"
+                with contextlib.nullcontext() if ready and resets else self.assertRaisesRegex(ToolError, said):
                     self.vm.wait_ready(.1)
                 self.assertEqual(reset.call_count, resets)
+
+    def test_how_busy_the_vcpus_are(self):
+        spin = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        idle = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        for p in [spin, idle]:
+            self.addCleanup(p.wait)
+            self.addCleanup(p.kill)
+        with tempfile.TemporaryDirectory() as d, mock.patch.object(self.vm, "log_dir", pathlib.Path(d)):
+            for p, low, high in [(spin, .5, 1.1), (idle, 0, .5)]:
+                with mock.patch.object(guest.Guest, "pid", p.pid), \
+                        mock.patch.object(self.vm, "qmp", lambda _, p=p: [{"thread-id": p.pid}]):
+                    busy = self.vm._examine()
+                    self.assertTrue(low <= busy < high, busy)
+            with mock.patch.object(self.vm, "qmp", side_effect=ToolError("no QMP")):
+                self.assertEqual(self.vm._examine(), 0)
+            self.assertIn("info registers", pathlib.Path(d, f"{self.vm.label}.hang").read_text())
 
     def test_failed_command(self):
         self.answer(lambda job: self.frame(job, 1, b"first\nno such file\n"))

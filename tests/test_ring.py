@@ -404,17 +404,22 @@ class Rows(unittest.TestCase):
     def test_events(self):
         self.assertEqual(self.events("UNUNsUURNsUNUUU"), "UNUNUURNUN")
 
-    def test_first_at_once_and_the_rest_once(self):
-        ring.judge_rows("UNUNURNUNUUURN" * 5)
+    def test_good(self):
+        ring.judge_rows("URNUURNUUURN" * 5, False)
+        ring.judge_rows("UNUURNUURUNURU" * 10, True)
 
     def test_what_is_wrong(self):
-        for row in ["UURN", "UNUUN", "UNURNURN", "UNURNN", "UNRN", "UUN", "NN"]:
-            with self.subTest(row), self.assertRaisesRegex(ToolError, "not notified of at its first"):
-                ring.judge_rows("UNUURN" * 10 + row)
+        for event_idx, rows in [(False, ["UN", "UUR", "URNN", "RN", "UNURN", "UUNURN"]), (True, ["UNN", "UNRN", "RN", "URR"])]:
+            for row in rows:
+                with self.subTest(row), self.assertRaisesRegex(ToolError, "not notified of as they should"):
+                    ring.judge_rows(("UNUURN" if event_idx else "UURN") * 10 + row, event_idx)
 
     def test_too_few_to_tell(self):
-        with self.assertRaisesRegex(ToolError, "9 rows of more than one"):
-            ring.judge_rows("UN" * 100 + "UNURN" * 9)
+        for event_idx, rows, said in [(False, "URN" * 100 + "UURN" * 9, "9 rows of more than one"),
+                                      (True, "UN" * 100 + "UNURN" * 9, "9 deferred calls"),
+                                      (True, "UURN" * 100 + "UNURN" * 9, "9 notifications for the first")]:
+            with self.subTest(rows), self.assertRaisesRegex(ToolError, said):
+                ring.judge_rows(rows, event_idx)
 
 
 class Ringload(unittest.TestCase):

@@ -463,7 +463,7 @@ def check_guest(results, stack):
         def smoke():
             # Linux uses no more queues than there are CPUs
             with guest.Guest(binary, disks, vcpus=4, label=f"smoke-{aio}", log_dir=LOGS) as vm:
-                vm.wait_ready(120)
+                vm.wait_ready()
                 devices = [vm.disk(n)[0] for n in range(len(disks))]
                 for d, dev in zip(disks, devices):
                     queues = len(vm.check(f"ls /sys/block/{pathlib.Path(dev).name}/mq").split())
@@ -505,7 +505,7 @@ def check_stress(results, stack):
         disk = stress.LOGS / "disk.raw"
         with guest.Guest(binary, [guest.Disk(str(disk), aio="threads", read_only=True)],
                          label="stress-hang", log_dir=LOGS) as vm:
-            vm.wait_ready(120)
+            vm.wait_ready()
             vm.begin(stress.LOAD.format(vm.disk()[0]))
             stress.wait_for_progress(vm, stress.reads(vm), 0)
             vm.qmp("stop")              # and no cont: from now on it hangs
@@ -530,7 +530,8 @@ def check_ring(results, stack):
     results.do("ring: aio-max-batch bounds what is submitted at once", ring.check_batches, binary)
     results.do("ring: a wrong idea of aio-max-batch is noticed", must_fail, "4 requests at once, 5 expected",
                ring.check_batches, binary, [(4, 0, 5)])
-    results.do("ring: the first buffer of a row is notified of at once, the rest once", ring.check_rows, binary)
+    results.do("ring: a row of used buffers is notified of once", ring.check_rows, binary, "off")
+    results.do("ring: with EVENT_IDX its first buffer at once, the rest once", ring.check_rows, binary, "on")
     results.do("ring: one wrong byte in the image is found", ring.check_corruption, binary)
 
 

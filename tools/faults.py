@@ -236,7 +236,7 @@ def check_faults(results, binary, engines=guest.AIO, cases=CASES):
         def all_cases():
             with guest.Guest(binary, [c.disk for c in made], vcpus=RINGS_JOBS, memory=1024,
                              label=f"faults-{aio}", log_dir=LOGS) as vm:
-                vm.wait_ready(120)
+                vm.wait_ready()
                 for n, c in enumerate(made):
                     def one():
                         dev = vm.disk(n)[0]

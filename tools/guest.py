@@ -203,15 +203,6 @@ def machine_class(library):
     return Machine
 
 
-def stuck_vcpus(text):
-    """Of two `info registers -a`, the numbers of the vCPUs that run and are where they were."""
-    looks = []
-    for look in text.split("== info registers -a")[1:]:
-        vcpus = re.findall(r"^CPU#(\d+)\n(RAX=.*?^RIP=.*?)$", look.partition("\n== ")[0], re.M | re.S)
-        looks.append({n: registers for n, registers in vcpus if "HLT=0" in registers})
-    return [int(n) for n in looks[0] if looks[0][n] == looks[-1].get(n)] if len(looks) == 2 else []
-
-
 # -- one guest -----------------------------------------------------------------
 
 @dataclasses.dataclass
@@ -422,7 +413,7 @@ class Guest:
         if self._job:
             self._job.close()
 
-    def reset(self, timeout=120):
+    def reset(self, timeout=60):
         """Push the reset button and wait until the guest takes jobs again."""
         self._press_reset()
         self.wait_ready(timeout)
@@ -525,17 +516,19 @@ class Guest:
         """Wait until the guest's init takes jobs; it needs about 4 s under TCG.
 
         Time in which QEMU's threads wanted a CPU and got none does not count: with ten
-        busy loops beside it, it needs a minute and a half. A vCPU that does not get on
-        is TCG's fault (docs/tests.md) and gets a second and a third chance.
+        busy loops beside it, it needs a minute and a half. A vCPU that runs and does not
+        get on is TCG's fault (docs/tests.md) and gets a second and a third chance.
         """
         for chance in reversed(range(3)):
             try:
                 self._wait_for_init(timeout)
                 break
-            except ToolError:
-                if not (stuck_vcpus(self._examine()) and self.accel == "tcg" and chance):
-                    raise
-                common.progress(f"{self.label}: a vCPU repeats one instruction for ever; resetting the guest")
+            except ToolError as e:
+                busy = self._examine()
+                said = "its vCPUs are idle" if busy < .5 else f"a vCPU is busy ({busy:.0%})"
+                if busy < .5 or self.accel != "tcg" or not chance:
+                    raise ToolError(f"{e}; {said}") from None
+                common.progress(f"{self.label}: {said} and does not get on; resetting the guest")
                 self._press_reset()
         if chance < 2:
             self.qmp("set-action", reboot="shutdown")
@@ -554,18 +547,30 @@ class Guest:
                 starved += more
                 deadline = time.monotonic() + more
 
-    def _starved(self):
-        """For how many seconds the thread that fared worst has waited for a CPU."""
-        waited = [0]
+    def _scheduled(self, column):
+        """{thread id: seconds} of QEMU's threads: column 0, on a CPU; 1, waiting for one."""
+        found = {}
         for stat in pathlib.Path(f"/proc/{self.pid}/task").glob("*/schedstat"):
             with contextlib.suppress(OSError):
-                waited.append(int(stat.read_text().split()[1]))
-        return max(waited) / 1e9
+                found[int(stat.parent.name)] = int(stat.read_text().split()[column]) / 1e9
+        return found
+
+    def _starved(self):
+        """For how many seconds the thread that fared worst has waited for a CPU."""
+        return max(self._scheduled(1).values(), default=0)
 
     def _examine(self):
-        """What QEMU's monitor says of a guest that does not boot, also in a file; never fails."""
+        """Note in a file what QEMU's monitor says of a guest that does not boot; never fails.
+
+        Returns which part of the time the busiest vCPU ran, or would have but for other threads.
+        """
         commands = ["info status", "info registers -a", "info pic", "info lapic", "info blockstats",
                     "info iothreads", "info registers -a"]       # twice: does it get on?
+        try:
+            vcpus = [cpu["thread-id"] for cpu in self.qmp("query-cpus-fast")]
+        except ToolError:
+            vcpus = []
+        start, before = time.monotonic(), [self._scheduled(0), self._scheduled(1)]
         with open(self.log_dir / f"{self.label}.hang", "w") as out:
             for command in commands:
                 try:
@@ -573,13 +578,13 @@ class Guest:
                 except Exception as e:
                     said = {"return": f"no answer ({type(e).__name__})"}
                 print(f"== {command}\n{said.get('return', said)}", file=out)
-                for stat in pathlib.Path(f"/proc/{self.pid}/task").glob("*/stat"):
-                    with contextlib.suppress(OSError):
-                        words = stat.read_text().split()
-                        print("thread", words[1], "state", words[2], "ticks", words[13], words[14],
-                              file=out)
                 time.sleep(0.5)
-        return (self.log_dir / f"{self.label}.hang").read_text(errors="replace")
+            after, seconds = [self._scheduled(0), self._scheduled(1)], time.monotonic() - start
+            wanted = {tid: sum(after[n].get(tid, 0) - before[n].get(tid, 0) for n in range(2)) / seconds
+                      for tid in after[0]}
+            for tid, part in wanted.items():
+                print(f"{'vCPU' if tid in vcpus else 'thread'} {tid}: {part:.0%} of {seconds:.1f} s", file=out)
+        return max((wanted.get(tid, 0) for tid in vcpus), default=0)
 
     def begin(self, command):
         """Start a shell script in the guest; finish() has its result. One at a time."""

@@ -354,7 +354,7 @@ class Soak:
         """Until the time is over, but each operation at least once."""
         end = time.monotonic() + 60 * minutes
         self.vm.start()
-        self.vm.wait_ready(120)
+        self.vm.wait_ready()
         self.boot()
         self.alive()
         first = True

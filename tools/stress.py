@@ -58,7 +58,7 @@ def stress(binary, aio, driver, rounds):
         for vm in vms:
             vm.start()
         for vm in vms:
-            vm.wait_ready(120)
+            vm.wait_ready()
             vm.begin(LOAD.format(vm.disk()[0]))
         seen = [wait_for_progress(vm, reads(vm), 0) for vm in vms]
         for n in range(1, rounds + 1):
