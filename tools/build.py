@@ -60,6 +60,8 @@ def environment(side_dir):
     env |= {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "NINJA_STATUS": "[%f/%t] ",
             # one side finds what the other has compiled, and so does a clone elsewhere
             "CCACHE_BASEDIR": str(common.BUILD), "CCACHE_NOHASHDIR": "1",
+            # a miss costs 10 % of the compiler's time instead of 40 %
+            "CCACHE_DEPEND": "1",
             "CCACHE_STATSLOG": str(side_dir / "ccache.log")}
     env.setdefault("CCACHE_DIR", str(common.BUILD / "ccache"))
     if (python := source.unpacked_python(side_dir.parent)).is_dir():
