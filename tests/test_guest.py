@@ -195,15 +195,25 @@ class Channel(unittest.TestCase):
                 self.vm.wait_ready(.1)
         examine.assert_called_once()
 
-    def test_a_busy_vcpu_gets_another_chance(self):
-        for busy, ready, resets in [(.9, True, 1), (.9, False, 2), (.1, True, 0)]:
-            with self.subTest(busy=busy, ready=ready), mock.patch.object(self.vm, "_examine", lambda: busy), \
+    def test_tcg_gets_another_chance(self):
+        stall = b"rcu: rcu_preempt kthread timer wakeup didn't happen for 5249 jiffies!\r\n"
+        for busy, console, ready, resets, said in [
+                (.9, b"", True, 1, None), (.9, b"", False, 2, "a vCPU is busy"),
+                (.1, b"", True, 0, "its vCPUs are idle"), (.1, stall, True, 1, None),
+                (.1, stall, False, 2, "no timer interrupts"), (.1, None, True, 0, "its vCPUs are idle")]:
+            with self.subTest(busy=busy, console=console, ready=ready), tempfile.TemporaryDirectory() as d, \
+                    mock.patch.object(self.vm, "console", pathlib.Path(d, "console")), \
                     mock.patch.object(self.vm, "_press_reset") as reset, mock.patch("common.progress"), \
                     mock.patch.object(self.vm, "qmp"), mock.patch.object(self.vm, "accel", "tcg"):
+                self.vm.console.write_bytes(stall if console is None else b"")      # None: said before
+                def examine():
+                    with open(self.vm.console, "ab") as f:
+                        f.write(console or b"")
+                    return busy
                 if ready:
                     reset.side_effect = lambda: self.far.sendall(b"ready\n")
-                said = "a vCPU is busy" if busy > .5 else "its vCPUs are idle"
-                with contextlib.nullcontext() if ready and resets else self.assertRaisesRegex(ToolError, said):
+                with mock.patch.object(self.vm, "_examine", examine), \
+                        (self.assertRaisesRegex(ToolError, said) if said else contextlib.nullcontext()):
                     self.vm.wait_ready(.1)
                 self.assertEqual(reset.call_count, resets)
 

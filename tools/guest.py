@@ -518,21 +518,37 @@ class Guest:
 
         Time in which QEMU's threads wanted a CPU and got none does not count: with ten
         busy loops beside it, it needs a minute and a half. A vCPU that runs and does not
-        get on is TCG's fault (docs/tests.md) and gets a second and a third chance.
+        get on, or gets no timer interrupts, is TCG's fault (docs/tests.md), and the guest
+        gets a second and a third chance.
         """
         for chance in reversed(range(3)):
+            said_before = self._console_size()
             try:
                 self._wait_for_init(timeout)
                 break
             except ToolError as e:
-                busy = self._examine()
-                said = "its vCPUs are idle" if busy < .5 else f"a vCPU is busy ({busy:.0%})"
-                if busy < .5 or self.accel != "tcg" or not chance:
-                    raise ToolError(f"{e}; {said}") from None
-                common.progress(f"{self.label}: {said} and does not get on; resetting the guest")
+                busy, stalls = self._examine(), self._stalls(said_before)
+                why = f"a vCPU is busy ({busy:.0%}) and does not get on" if busy >= .5 else \
+                    "a vCPU gets no timer interrupts" if stalls else "its vCPUs are idle"
+                if self.accel != "tcg" or not chance or (busy < .5 and not stalls):
+                    raise ToolError(f"{e}; {why}") from None
+                common.progress(f"{self.label}: {why}; resetting the guest")
                 self._press_reset()
         if chance < 2:
             self.qmp("set-action", reboot="shutdown")
+
+    def _console_size(self):
+        try:
+            return self.console.stat().st_size
+        except OSError:
+            return 0
+
+    def _stalls(self, start):
+        """Whether the guest's kernel has said since then that RCU stalls because a timer does not come."""
+        try:
+            return b"kthread timer wakeup didn't happen" in self.console.read_bytes()[start:]
+        except OSError:
+            return False
 
     def _wait_for_init(self, timeout):
         starved, deadline = self._starved(), time.monotonic() + timeout
