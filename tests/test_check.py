@@ -146,6 +146,22 @@ class Stacks(unittest.TestCase):
             self.assertEqual(common.stack_name(), "v7.2")
 
 
+class Copies(unittest.TestCase):
+    def test_what_fails_twice_has_failed(self):
+        with tempfile.TemporaryDirectory() as d, mock.patch.object(check, "LOGS", pathlib.Path(d)), \
+                mock.patch.object(check, "progress") as progress:
+            copies = pathlib.Path(d, "copies")
+            copies.mkdir()
+            for name, script in [("good", "exit 0"), ("bad", "exit 3"),
+                                 ("busy", "[ -e ../again ] && exit 0; : >../again; exit 1")]:
+                (copies / name).write_text(f"#!/bin/sh\n{script}\n")
+                (copies / name).chmod(0o755)
+            failed = check.run_copies(copies, "x", dict(os.environ))
+            self.assertRegex(" ".join(failed), r"^bad: 3, see \S+x-bad.log$")
+            self.assertEqual(progress.call_count, 2)
+            self.assertFalse(copies.exists())
+
+
 class Setenv(unittest.TestCase):
     def test_is_as_before_afterwards(self):
         with common.setenv(DEFER_CALL_DELAY="1"):

@@ -181,10 +181,18 @@ def unit_names(src):
 
 
 def run_copies(copies, prefix, env):
-    """Run copies of unit tests as meson would; what failed."""
+    """Run copies of unit tests as meson would; what failed.
+
+    Twice, because some measure time, and the machine is busy; one that is broken fails again.
+    """
     def one(test):
         log = LOGS / f"{prefix}-{test.name}.log"
-        status = command([test, "--tap", "-k"], log, 300, cwd=copies, env=env)
+        for attempt in range(2):
+            if not (status := command([test, "--tap", "-k"], log, 300, cwd=copies, env=env)):
+                break
+            if not attempt:
+                log.rename(first := log.with_suffix(".first.log"))
+                progress(f"{prefix}: {test.name} ended with {status}, see {first}; once more")
         return status and f"{test.name}: {status}, see {log}"
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         failed = list(filter(None, pool.map(one, sorted(copies.iterdir()))))
