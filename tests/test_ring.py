@@ -249,6 +249,7 @@ class Measure(unittest.TestCase):
         page = (self.directory() / "report.html").read_text()
         self.assertEqual(page.count("<svg"), 4)
         self.assertIn("submissions per I/O", page)
+        self.assertRegex(text.replace("\n", " "), r"above 1\.2 in 4 of 4 configurations \(.* 2\.00, A 1\.00; ")
         self.assertIn("with plots:", text)
         self.assertEqual(text.count("fio on the host: 4,000 IOPS; A 25%, B 3"), 4)
         self.assertIn("fast native, event_idx on: 2 configurations together", text)
@@ -282,6 +283,7 @@ class Measure(unittest.TestCase):
     def test_same_binary_shows_no_difference(self):
         text = self.measure(self.toy(1, 0.5)).replace("\n", " ")
         self.assertNotRegex(text, r"IOPS: B (better|worse) in [34]")
+        self.assertIn("above 1.2 in 0 of 4 configurations. ", text)
 
     def signs(self, claimed, other, there={}):
         """What ring.signs() says of two toy results."""
@@ -406,10 +408,11 @@ class Rows(unittest.TestCase):
 
     def test_good(self):
         ring.judge_rows("URNUURNUUURN" * 5, False)
+        ring.judge_rows("URRNUURURNURUURN" + "UURN" * 10, False)
         ring.judge_rows("UNUURNUURUNURU" * 10, True)
 
     def test_what_is_wrong(self):
-        for event_idx, rows in [(False, ["UN", "UUR", "URNN", "RN", "UNURN", "UUNURN"]), (True, ["UNN", "UNRN", "RN", "URR"])]:
+        for event_idx, rows in [(False, ["UN", "UUR", "URNN", "RN", "UNURN", "UUNURN", "URRRN"]), (True, ["UNN", "UNRN", "RN", "URR"])]:
             for row in rows:
                 with self.subTest(row), self.assertRaisesRegex(ToolError, "not notified of as they should"):
                     ring.judge_rows(("UNUURN" if event_idx else "UURN") * 10 + row, event_idx)

@@ -586,6 +586,9 @@ def check_ring(results, stack):
                ring.check_batches, binary, [(4, 0, 5)])
     results.do("ring: a row of used buffers is notified of once", ring.check_rows, binary, "off")
     results.do("ring: with EVENT_IDX its first buffer at once, the rest once", ring.check_rows, binary, "on")
+    results.do("ring: few notifications for a batch of completions", ring.check_writes, binary)
+    results.do("ring: half a notification for each is too few, which is noticed", must_fail, "0.5 allowed",
+               ring.check_writes, binary, 0.5)
     results.do("ring: one wrong byte in the image is found", ring.check_corruption, binary)
 
 
