@@ -1126,14 +1126,17 @@ def check_wraps(binary):
 def check_writes(binary, most=PER_BATCH):
     """There are few notifications for a batch of completions that a waiting driver finds.
 
-    A machine with more to do makes more of them, not fewer: the best of three runs.
+    A machine with more to do makes more of them, not fewer, so one of three runs will do.
     """
     p = _small(AIO="native io_uring", IODEPTH="64", QUEUES="1 4", EVENT_IDX="on off", IRQ="batch", WAIT="irq")
     with images(p) as found:
         for config in p.configs:
-            runs = [sample(binary, config, p, found[config.storage, config.aio], seed) for seed in range(3)]
-            if (least := min(metrics(r)["per_batch"] for r in runs)) > most:
-                raise ToolError(f"{config}: {least:.2f} write(2) per batch of completions, {most} allowed")
+            for seed in range(3):
+                run = sample(binary, config, p, found[config.storage, config.aio], seed)
+                if (seen := metrics(run)["per_batch"]) <= most:
+                    break
+            else:
+                raise ToolError(f"{config}: {seen:.2f} write(2) per batch of completions, {most} allowed")
 
 
 def trace_events(trace):
