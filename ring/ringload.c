@@ -68,7 +68,7 @@ static struct {
     const char *qemu, *image, *machine, *aio;
     const char *qemu_arg[MAX_QEMU_ARGS];
     unsigned qemu_args;
-    bool cache_direct, event_idx, indirect, irqfd, fill;
+    bool cache_direct, event_idx, indirect, irqfd, jitter, fill;
     unsigned qd, queues, batch, bs, write_percent, turns;
     double seconds, warmup, count_seconds, timeout;
     enum irq irq;
@@ -994,7 +994,7 @@ static bool serve(struct queue *q)
     if (ready && opt.reaction_ns && !q->going_on) {
         now = now_ns();
         if (!q->react_at) {
-            q->react_at = now + opt.reaction_ns;
+            q->react_at = now + (opt.jitter ? random64() % (2 * opt.reaction_ns + 1) : opt.reaction_ns);
         }
         ready = now >= q->react_at;
         if (!ready) {
@@ -1486,13 +1486,13 @@ static void print_result(struct figures m, struct figures c, uint64_t verified)
     printf("{\"parameters\": {\"aio\": \"%s\", \"cache_direct\": %s, \"qd\": %u, \"queues\": %u, \"batch\": %u, "
            "\"write_percent\": %u, \"bs\": %u, \"seconds\": %g, \"turns\": %u, \"warmup\": %g, \"event_idx\": %s, "
            "\"indirect\": %s, \"irq\": \"%s\", \"irqfd\": %s, \"wait\": \"%s\", \"kick\": \"%s\", "
-           "\"reaction_us\": %g, \"count_seconds\": %g, \"min_ios\": %llu, \"poll_max_ns\": %llu, "
+           "\"reaction_us\": %g, \"jitter\": %s, \"count_seconds\": %g, \"min_ios\": %llu, \"poll_max_ns\": %llu, "
            "\"machine\": \"%s\", \"iothread_cpu\": %d, \"main_cpu\": %d, "
            "\"driver_cpu\": %d, \"seed\": %llu, \"pattern_seed\": %llu},\n",
            opt.aio, opt.cache_direct ? "true" : "false", opt.qd, opt.queues, opt.batch, opt.write_percent,
            opt.bs, opt.seconds, opt.turns, opt.warmup, opt.event_idx ? "true" : "false", opt.indirect ? "true" : "false",
            irq_names[opt.irq], opt.irqfd ? "true" : "false", wait_names[opt.wait], kick_names[opt.kick],
-           opt.reaction_ns / 1e3, opt.count_seconds, (unsigned long long)opt.min_ios,
+           opt.reaction_ns / 1e3, opt.jitter ? "true" : "false", opt.count_seconds, (unsigned long long)opt.min_ios,
            (unsigned long long)opt.poll_max_ns, opt.machine, opt.iothread_cpu, opt.main_cpu, opt.driver_cpu,
            (unsigned long long)opt.seed, (unsigned long long)opt.pattern_seed);
     printf(" \"device\": {\"features\": \"0x%llx\", \"queue_size\": %u, \"blocks\": %llu}, "
@@ -1538,6 +1538,7 @@ static const char usage[] =
     "  --irq each|batch|off  ask for an interrupt again after every used entry, after all, never\n"
     "  --wait used|irq       look at the used index, or take entries only after an interrupt\n"
     "  --reaction-us T       from seeing (used index or interrupt) to taking the first entry\n"
+    "  --jitter on|off       a different reaction time each time, evenly from 0 to 2 T\n"
     "  --irqfd on|off        stop QEMU's main thread and take interrupts from the eventfds, as KVM does\n"
     "  --kick eventfd|qtest\n"
     "  --iothread-cpu N  --main-cpu N  --driver-cpu N\n"
@@ -1597,7 +1598,7 @@ static void parse_options(int argc, char **argv)
 {
     enum {
         QEMU = 256, IMAGE, AIO, MACHINE, QEMU_ARG, CACHE_DIRECT, POLL, QD, QUEUES, BATCH, BS, RW, EVENT_IDX,
-        INDIRECT, IRQ, IRQFD, WAIT, REACTION, KICK, IOTHREAD_CPU, MAIN_CPU, DRIVER_CPU, SECONDS, WARMUP,
+        INDIRECT, IRQ, IRQFD, WAIT, REACTION, JITTER, KICK, IOTHREAD_CPU, MAIN_CPU, DRIVER_CPU, SECONDS, WARMUP,
         COUNT_SECONDS, TURNS, TIMEOUT, MIN_IOS, VERIFY, SEED, PATTERN_SEED, FILL, HELP
     };
     static const struct option options[] = {
@@ -1606,7 +1607,7 @@ static void parse_options(int argc, char **argv)
         { "qd", 1, 0, QD }, { "queues", 1, 0, QUEUES }, { "batch", 1, 0, BATCH }, { "bs", 1, 0, BS },
         { "rw", 1, 0, RW }, { "event-idx", 1, 0, EVENT_IDX }, { "indirect", 1, 0, INDIRECT },
         { "irq", 1, 0, IRQ }, { "irqfd", 1, 0, IRQFD }, { "wait", 1, 0, WAIT },
-        { "reaction-us", 1, 0, REACTION }, { "kick", 1, 0, KICK },
+        { "reaction-us", 1, 0, REACTION }, { "jitter", 1, 0, JITTER }, { "kick", 1, 0, KICK },
         { "iothread-cpu", 1, 0, IOTHREAD_CPU }, { "main-cpu", 1, 0, MAIN_CPU },
         { "driver-cpu", 1, 0, DRIVER_CPU }, { "seconds", 1, 0, SECONDS }, { "warmup", 1, 0, WARMUP },
         { "count-seconds", 1, 0, COUNT_SECONDS }, { "timeout", 1, 0, TIMEOUT },
@@ -1657,6 +1658,7 @@ static void parse_options(int argc, char **argv)
         case IRQFD: opt.irqfd = on_off(name, optarg); break;
         case WAIT: opt.wait = choice(name, optarg, wait_names, 2); break;
         case REACTION: opt.reaction_ns = number(name, optarg, 0, 1e6, false) * 1000; break;
+        case JITTER: opt.jitter = on_off(name, optarg); break;
         case KICK: opt.kick = choice(name, optarg, kick_names, 2); break;
         case IOTHREAD_CPU: opt.iothread_cpu = number(name, optarg, 0, CPU_SETSIZE - 1, true); break;
         case MAIN_CPU: opt.main_cpu = number(name, optarg, 0, CPU_SETSIZE - 1, true); break;

@@ -139,7 +139,7 @@ class Parameters(unittest.TestCase):
                     {"IRQ": "sometimes"}, {"WAIT": "never"}, {"WAIT": "irq"}, {"MAIN": "moon"},
                     {"MAIN": "other"}, {"STORAGE": "tape"}, {"PAIRS": "0"}, {"PAIRS": "2.5"},
                     {"SECONDS": "0"}, {"SECONDS": "nan"}, {"RW": "randread"}, {"RW": "mix:101"},
-                    {"BS": "100"}, {"BS": "2m"}, {"BATCH": "0"}, {"MIN_IOS": "0"}, {"REACTION_US": "-1"},
+                    {"BS": "100"}, {"BS": "2m"}, {"BATCH": "0"}, {"MIN_IOS": "0"}, {"REACTION_US": "-1"}, {"JITTER": "some"},
                     {"POLL_MAX_NS": "x"}, {"INDIRECT": "perhaps"}, {"SEED": "-1"}, {"CPUS": "0"},
                     {"CPUS": "0 0"}, {"CPUS": "0 7"}, {"DISK": "/nonexistent"}, {"DISK": "/dev/null"},
                     {"QEMU_A": "/bin/true"}, {"QEMU_B": "/bin/true"}, {"QUICK": "1", "AIO": "native"},
@@ -181,12 +181,13 @@ class Parameters(unittest.TestCase):
             self.assertEqual(parameters(SECONDS=seconds).turns, turns)
 
     def test_command(self):
-        p = parameters(QUICK="1", REACTION_US="2")
+        p = parameters(QUICK="1", REACTION_US="2", JITTER="on")
         config = p.configs[0]
         with mock.patch("ring.ringload", lambda: "/x/ringload"):
             words = ring.command("/q", config, p, ring.Image("/i", True, "all"), 7)
         self.assertEqual(words[words.index("--irqfd") + 1], "on")
         self.assertEqual(words[words.index("--reaction-us") + 1], "2.0")
+        self.assertEqual(words[words.index("--jitter") + 1], "on")
         self.assertEqual(ring.placement(ring.dataclasses.replace(config, main="iothread"), p.cpus)[-1], 1)
 
 
@@ -316,6 +317,8 @@ class Measure(unittest.TestCase):
         self.assertEqual(text.count("not measured: "), 6, text)
         with self.assertRaisesRegex(ToolError, "not comparable: rw read and write"):
             self.signs(self.toy(1.3), self.toy(1.3), there={"RW": "write"})
+        with self.assertRaisesRegex(ToolError, "not comparable: jitter off and on"):
+            self.signs(self.toy(1.3), self.toy(1.3), there={"JITTER": "1"})
 
     def test_contradicted_signs_are_a_failure(self):
         with self.assertRaisesRegex(ToolError, "^8 of them go the other way"):
@@ -454,7 +457,7 @@ class Ringload(unittest.TestCase):
         for args in [["--qd", "0"], ["--qd", "x"], ["--qd", "1.5"], ["--qd", "9999"], ["--queues", "0"],
                      ["--bs", "100"], ["--bs", "0"], ["--rw", "sideways"], ["--rw", "mix:101"],
                      ["--aio", "posix"], ["--event-idx", "maybe"], ["--irq", "some"], ["--wait", "x"],
-                     ["--seconds", "0"], ["--seconds", "nan"], ["--reaction-us", "-1"],
+                     ["--seconds", "0"], ["--seconds", "nan"], ["--reaction-us", "-1"], ["--jitter", "x"],
                      ["--seed", "-1"], ["--seed", "x"], ["--verify", "some"], ["--driver-cpu", "-1"],
                      ["--kick", "foot"], ["--turns", "0"], ["--irqfd", "x"]]:
             with self.subTest(args):

@@ -118,6 +118,7 @@ class Parameters:
     bs: int
     batch: int
     reaction_us: float
+    jitter: str         # of the reaction time, from 0 to twice as much
     poll_max_ns: int
     indirect: str
     machine: str
@@ -235,7 +236,7 @@ def parameters(env):
         seconds=seconds, turns=min(1000, round(seconds / TURN)),
         min_ios=number("MIN_IOS", 200, 1, 10 ** 9),
         batch=number("BATCH", 64, 1, 1024),
-        reaction_us=number("REACTION_US", 0.2, 0, 1e6, float),
+        reaction_us=number("REACTION_US", 0.2, 0, 1e6, float), jitter="on" if switch("JITTER", "off") else "off",
         poll_max_ns=number("POLL_MAX_NS", 0, 0, 10 ** 9),
         machine=env.get("MACHINE", guest.MACHINE),
         seed=number("SEED", random.SystemRandom().randrange(1 << 31), 0, (1 << 63) - 1),
@@ -351,7 +352,7 @@ def command(binary, config, p, image, seed):
         ringload(), "--qemu", binary, "--image", image.path, "--aio", config.aio,
         "--cache-direct", "on" if image.direct else "off", "--qd", config.qd, "--queues", config.queues,
         "--event-idx", config.event_idx, "--irq", config.irq, "--wait", config.wait,
-        *placement(config, p.cpus), "--reaction-us", p.reaction_us, "--batch", p.batch,
+        *placement(config, p.cpus), "--reaction-us", p.reaction_us, "--jitter", p.jitter, "--batch", p.batch,
         "--poll-max-ns", p.poll_max_ns, "--indirect", p.indirect, "--rw", p.rw, "--bs", p.bs,
         "--machine", p.machine, "--seconds", p.seconds, "--min-ios", p.min_ios, "--warmup", WARM_UP, "--count-seconds", COUNT,
         "--verify", image.verify, "--seed", seed]]
@@ -743,7 +744,7 @@ def setup(info, runs):
     cpus = p["cpus"]
     busy = sum(r["others"] for r in runs) / len(runs) / host["cpus"]
     yield (f"{p['rw']} of {p['bs']} bytes, {p['seconds']:g} s, at random; reaction time of the driver "
-           f"{p['reaction_us']:g} us; poll-max-ns {p['poll_max_ns']}; indirect descriptors {p['indirect']}")
+           f"{p['reaction_us']:g} us{', at random up to twice that' if p.get('jitter') == 'on' else ''}; poll-max-ns {p['poll_max_ns']}; indirect descriptors {p['indirect']}")
     yield ("fast: tmpfs with O_DIRECT, for io_uring a page-cached file; disk: "
            f"{info['disk']} with O_DIRECT")
     yield (f"driver on CPU {cpus['driver']}, IOThread (and the workers of aio=threads) on CPU "
@@ -994,7 +995,8 @@ def rows_told(directory, everything=False):
     single, many = {str(c): rows for c, rows in table.items()}, groups(table)
     told = {**single, **many} if everything else many if len(table) > MANY else single
     return {(title, m): rows[m] for title, rows in told.items() for m in TOLD}, \
-        {k: info["parameters"][k] for k in ("rw", "bs", "batch", "reaction_us", "poll_max_ns", "indirect")}
+        {k: info["parameters"].get(k, "off") for k in
+         ("rw", "bs", "batch", "reaction_us", "jitter", "poll_max_ns", "indirect")}
 
 
 def signs(claimed, directory):
