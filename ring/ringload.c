@@ -994,7 +994,8 @@ static bool serve(struct queue *q)
     if (ready && opt.reaction_ns && !q->going_on) {
         now = now_ns();
         if (!q->react_at) {
-            q->react_at = now + (opt.jitter ? random64() % (2 * opt.reaction_ns + 1) : opt.reaction_ns);
+            /* not random64(): how often we react must not change which blocks are next */
+            q->react_at = now + (opt.jitter ? mix64(now) % (2 * opt.reaction_ns + 1) : opt.reaction_ns);
         }
         ready = now >= q->react_at;
         if (!ready) {

@@ -139,8 +139,8 @@ class Parameters(unittest.TestCase):
                     {"IRQ": "sometimes"}, {"WAIT": "never"}, {"WAIT": "irq"}, {"MAIN": "moon"},
                     {"MAIN": "other"}, {"STORAGE": "tape"}, {"PAIRS": "0"}, {"PAIRS": "2.5"},
                     {"SECONDS": "0"}, {"SECONDS": "nan"}, {"RW": "randread"}, {"RW": "mix:101"},
-                    {"BS": "100"}, {"BS": "2m"}, {"BATCH": "0"}, {"MIN_IOS": "0"}, {"REACTION_US": "-1"}, {"JITTER": "some"},
-                    {"POLL_MAX_NS": "x"}, {"INDIRECT": "perhaps"}, {"SEED": "-1"}, {"CPUS": "0"},
+                    {"BS": "100"}, {"BS": "2m"}, {"BATCH": "0"}, {"MIN_IOS": "0"}, {"REACTION_US": "-1"},
+                    {"JITTER": "some"}, {"POLL_MAX_NS": "x"}, {"INDIRECT": "perhaps"}, {"SEED": "-1"}, {"CPUS": "0"},
                     {"CPUS": "0 0"}, {"CPUS": "0 7"}, {"DISK": "/nonexistent"}, {"DISK": "/dev/null"},
                     {"QEMU_A": "/bin/true"}, {"QEMU_B": "/bin/true"}, {"QUICK": "1", "AIO": "native"},
                     {"QUICK": "perhaps"}, {"INDIRECT": "off", "IODEPTH": "512"}]:
@@ -411,11 +411,11 @@ class Rows(unittest.TestCase):
 
     def test_good(self):
         ring.judge_rows("URNUURNUUURN" * 5, False)
-        ring.judge_rows("URRNUURURNURUURN" + "UURN" * 10, False)
         ring.judge_rows("UNUURNUURUNURU" * 10, True)
 
     def test_what_is_wrong(self):
-        for event_idx, rows in [(False, ["UN", "UUR", "URNN", "RN", "UNURN", "UUNURN", "URRRN"]), (True, ["UNN", "UNRN", "RN", "URR"])]:
+        for event_idx, rows in [(False, ["UN", "UUR", "URNN", "RN", "UNURN", "UUNURN", "URRN"]),
+                                (True, ["UNN", "UNRN", "RN", "URR"])]:
             for row in rows:
                 with self.subTest(row), self.assertRaisesRegex(ToolError, "not notified of as they should"):
                     ring.judge_rows(("UNUURN" if event_idx else "UURN") * 10 + row, event_idx)

@@ -236,7 +236,8 @@ def parameters(env):
         seconds=seconds, turns=min(1000, round(seconds / TURN)),
         min_ios=number("MIN_IOS", 200, 1, 10 ** 9),
         batch=number("BATCH", 64, 1, 1024),
-        reaction_us=number("REACTION_US", 0.2, 0, 1e6, float), jitter="on" if switch("JITTER", "off") else "off",
+        reaction_us=number("REACTION_US", 0.2, 0, 1e6, float),
+        jitter="on" if switch("JITTER", "off") else "off",
         poll_max_ns=number("POLL_MAX_NS", 0, 0, 10 ** 9),
         machine=env.get("MACHINE", guest.MACHINE),
         seed=number("SEED", random.SystemRandom().randrange(1 << 31), 0, (1 << 63) - 1),
@@ -743,8 +744,9 @@ def setup(info, runs):
     p, host = info["parameters"], info["host"]
     cpus = p["cpus"]
     busy = sum(r["others"] for r in runs) / len(runs) / host["cpus"]
+    jitter = ", at random up to twice that" if p.get("jitter") == "on" else ""
     yield (f"{p['rw']} of {p['bs']} bytes, {p['seconds']:g} s, at random; reaction time of the driver "
-           f"{p['reaction_us']:g} us{', at random up to twice that' if p.get('jitter') == 'on' else ''}; poll-max-ns {p['poll_max_ns']}; indirect descriptors {p['indirect']}")
+           f"{p['reaction_us']:g} us{jitter}; poll-max-ns {p['poll_max_ns']}; indirect descriptors {p['indirect']}")
     yield ("fast: tmpfs with O_DIRECT, for io_uring a page-cached file; disk: "
            f"{info['disk']} with O_DIRECT")
     yield (f"driver on CPU {cpus['driver']}, IOThread (and the workers of aio=threads) on CPU "
@@ -995,7 +997,7 @@ def rows_told(directory, everything=False):
     single, many = {str(c): rows for c, rows in table.items()}, groups(table)
     told = {**single, **many} if everything else many if len(table) > MANY else single
     return {(title, m): rows[m] for title, rows in told.items() for m in TOLD}, \
-        {k: info["parameters"].get(k, "off") for k in
+        {k: {"jitter": "off", **info["parameters"]}[k] for k in
          ("rw", "bs", "batch", "reaction_us", "jitter", "poll_max_ns", "indirect")}
 
 
@@ -1158,8 +1160,7 @@ def judge_rows(events, event_idx, least=10):
 
     Without EVENT_IDX the driver always wants to be notified; with it only sometimes, so not each N is there.
     """
-    # a call that gives way to others runs twice
-    row = "UN?(?:U+RN?)?" if event_idx else "U+R(?:U*R)?N"
+    row = "UN?(?:U+RN?)?" if event_idx else "U+RN"
     good = re.match(f"(?:{row})*", events)[0]
     if good != events:
         at = len(good)
