@@ -178,5 +178,84 @@ class TestBuild(unittest.TestCase):
         self.assertEqual(build.ccache_counts(log), (2, 1))
 
 
+class Objects(unittest.TestCase):
+    """A program of real objects, some of them in an archive that is taken whole."""
+
+    NINJA = """rule cc
+  command = gcc -c $in -o $out
+rule ar
+  command = rm -f $out && ar csrD$kind $out $in
+rule link
+  command = gcc @$out.rsp
+  rspfile = $out.rsp
+  rspfile_content = -o $out $in -Wl,--whole-archive whole.fa -Wl,--no-whole-archive
+build whole.fa: ar f5.o f6.o f7.o
+  kind = %s
+build prog: link main.o f0.o f1.o f2.o f3.o f4.o | whole.fa
+"""
+
+    def setUp(self):
+        self.top = pathlib.Path(tempfile.mkdtemp()).resolve()
+        self.addCleanup(shutil.rmtree, self.top)
+        self.binary = self.top / "build/prog"
+
+    def program(self, kind="T"):
+        self.binary.parent.mkdir()
+        names = [f"f{n}" for n in range(8)]
+        sources = {name: f"int {name}(void) {{ return {n}; }}" for n, name in enumerate(names)}
+        sources["main"] = "#include <stdio.h>\n" + "".join(f"int {n}(void);" for n in names) + \
+            f"int main(void) {{ return !printf(\"%d\", {' + '.join(f'{n}()' for n in names)}); }}"
+        for name, text in sources.items():
+            (self.binary.parent / f"{name}.c").write_text(text + "\n")
+        (self.binary.parent / "build.ninja").write_text(
+            self.NINJA % kind + "".join(f"build {name}.o: cc {name}.c\n" for name in sources))
+        common.run(["ninja", "prog"], cwd=self.binary.parent)
+        return self.binary
+
+    @staticmethod
+    def order(binary):
+        return [line.split()[-1] for line in common.run(["nm", "-n", binary]).splitlines()
+                if line.split()[-1][0] == "f" and line.split()[-1][1:].isdigit()]
+
+    def link(self, *seeds):
+        objects, found = build.Objects(self.binary, self.top), [self.top / f"{seed}" for seed in seeds]
+        for seed, path in zip(seeds, found):
+            objects.link(seed, path)
+        return found
+
+    def test_same_functions_in_other_orders(self):
+        found = [self.program(), *self.link("1", "2", "3")]
+        orders = [self.order(f) for f in found]
+        self.assertEqual(len({tuple(o) for o in orders}), 4)
+        for f, o in zip(found, orders):
+            self.assertEqual(sorted(o), [f"f{n}" for n in range(8)])
+            self.assertEqual(common.run([f]), "28")
+        self.assertLess(min(o.index(f) for o in orders for f in ("f5", "f6", "f7")), 5, "the archive's have stayed behind")
+
+    def test_seed_decides(self):
+        self.program()
+        self.assertEqual(*[self.link("1")[0].read_bytes() for _ in range(2)])
+
+    def test_archive_that_is_not_thin(self):
+        self.program(kind="")
+        self.assertEqual([common.run([f]) for f in self.link("1", "2")], ["28", "28"])
+
+    def test_objects_of_another_binary(self):
+        self.program()
+        (self.binary.parent / "f0.c").write_text("int f0(void) { return 100; }\n")
+        common.run(["ninja", "f0.o"], cwd=self.binary.parent)
+        with self.assertRaisesRegex(ToolError, "is not what its objects give; run ninja"):
+            self.link()
+
+    def test_not_where_it_was_built(self):
+        with self.assertRaisesRegex(ToolError, "is not where it was built; give LAYOUTS=off"):
+            build.Objects("/bin/true", self.top)
+
+    def test_not_a_target(self):
+        (self.program().parent / "other").write_text("x")
+        with self.assertRaisesRegex(ToolError, "does not say how other is linked"):
+            build.Objects(self.binary.with_name("other"), self.top)
+
+
 if __name__ == "__main__":
     unittest.main()

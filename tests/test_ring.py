@@ -140,7 +140,7 @@ class Parameters(unittest.TestCase):
                     {"MAIN": "other"}, {"STORAGE": "tape"}, {"PAIRS": "0"}, {"PAIRS": "2.5"},
                     {"SECONDS": "0"}, {"SECONDS": "nan"}, {"RW": "randread"}, {"RW": "mix:101"},
                     {"BS": "100"}, {"BS": "2m"}, {"BATCH": "0"}, {"MIN_IOS": "0"}, {"REACTION_US": "-1"},
-                    {"JITTER": "some"}, {"POLL_MAX_NS": "x"}, {"INDIRECT": "perhaps"}, {"SEED": "-1"}, {"CPUS": "0"},
+                    {"JITTER": "some"}, {"LAYOUTS": "7"}, {"POLL_MAX_NS": "x"}, {"INDIRECT": "perhaps"}, {"SEED": "-1"}, {"CPUS": "0"},
                     {"CPUS": "0 0"}, {"CPUS": "0 7"}, {"DISK": "/nonexistent"}, {"DISK": "/dev/null"},
                     {"QEMU_A": "/bin/true"}, {"QEMU_B": "/bin/true"}, {"QUICK": "1", "AIO": "native"},
                     {"QUICK": "perhaps"}, {"INDIRECT": "off", "IODEPTH": "512"}]:
@@ -255,6 +255,30 @@ class Measure(unittest.TestCase):
         self.assertEqual(text.count("fio on the host: 4,000 IOPS; A 25%, B 3"), 4)
         self.assertIn("fast native, event_idx on: 2 configurations together", text)
         self.assertRegex(text, r"2 configurations together\n +IOPS .* 1\.299 \[.*better")
+
+    def test_each_pair_has_binaries_of_its_own(self):
+        toy, used = self.toy(), []
+
+        class Objects:
+            def __init__(self, binary, scratch):
+                self.binary = os.path.basename(binary)
+
+            def link(self, seed, output):
+                pathlib.Path(output).write_text(f"{self.binary} {seed}")
+
+        def run(binaries, config, *args):
+            used.append((str(config), {role: pathlib.Path(path).read_text() for role, path in binaries.items()}))
+            return toy(binaries, config, *args)
+        with mock.patch("build.Objects", Objects):
+            text = self.measure(run, LAYOUTS="on", QEMU_B="/bin/false", PAIRS="6")
+        for config in {config for config, _ in used}:
+            mine = [b for c, b in used if c == config]
+            self.assertEqual(len({path for b in mine for path in b.values()}), 3 * 6)
+        for role, binary in [("base", "true"), ("base2", "true"), ("series", "false")]:
+            self.assertEqual({b[role].split()[0] for _, b in used}, {binary})
+        self.assertIn("linked in random order", text)
+        self.assertEqual(list((self.dir / "ring").iterdir()), [])
+        self.assertIn("as they were built", self.measure(self.toy()))
 
     def test_packed_results_are_the_same(self):
         text = self.measure(self.toy())

@@ -16,6 +16,7 @@ without QEMU: how far is that limit?
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
@@ -120,6 +121,7 @@ class Parameters:
     reaction_us: float
     jitter: str         # of the reaction time, from 0 to twice as much
     poll_max_ns: int
+    layouts: bool       # each pair has binaries of its own, the same objects linked in another order
     indirect: str
     machine: str
     seed: int
@@ -239,6 +241,7 @@ def parameters(env):
         reaction_us=number("REACTION_US", 0.2, 0, 1e6, float),
         jitter="on" if switch("JITTER", "off") else "off",
         poll_max_ns=number("POLL_MAX_NS", 0, 0, 10 ** 9),
+        layouts=switch("LAYOUTS", "off" if qemu_a else "on"),
         machine=env.get("MACHINE", guest.MACHINE),
         seed=number("SEED", random.SystemRandom().randrange(1 << 31), 0, (1 << 63) - 1),
         disk=env.get("DISK", ""), write_ok=switch("WRITE_OK", "off"),
@@ -510,15 +513,37 @@ def left_text(seconds):
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
+@contextlib.contextmanager
+def binaries_of_pairs(p, both):
+    """A function that gives the binaries of a pair, {role: path}; what it gave before may be gone then."""
+    if not p.layouts:
+        yield lambda pair: {role: both[role == "series"].path for role in ROLES}
+        return
+    directory = common.BUILD / "ring"
+    directory.mkdir(parents=True, exist_ok=True)
+    common.need_space(directory, 5 * max(os.path.getsize(b.path) for b in both) >> 20)
+    with tempfile.TemporaryDirectory(dir=directory, prefix="layouts-") as scratch, \
+            concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [build.Objects(b.path, scratch) for b in both]
+
+        @functools.lru_cache(1)
+        def linked(pair):
+            found = {role: os.path.join(scratch, role) for role in ROLES}
+            for done in [pool.submit(objects[role == "series"].link, f"{p.seed} {pair} {role}", path)
+                         for role, path in found.items()]:
+                done.result()
+            return found
+        yield linked
+
+
 def measure(p, both, found, out, run=compare):
     """Run the plan; each result is on disk before the next begins."""
     steps, start = plan(p), time.monotonic()
-    binaries = {role: both[role == "series"].path for role in ROLES}
-    with open(out / "runs.jsonl", "w") as file:
+    with open(out / "runs.jsonl", "w") as file, binaries_of_pairs(p, both) as binaries:
         for n, (pair, config_number, order) in enumerate(steps, 1):
             config = p.configs[config_number]
             # the same blocks in the same order within a pair
-            results = run(binaries, config, p, found[config.storage, config.aio], p.seed + pair, order)
+            results = run(binaries(pair), config, p, found[config.storage, config.aio], p.seed + pair, order)
             for role in order[0]:
                 write_run(file, {"pair": pair, "config": config_number, "role": role, **results[role]})
             left = (time.monotonic() - start) / n * (len(steps) - n)
@@ -764,6 +789,9 @@ def setup(info, runs):
     yield checked + (", before and after" if p["rw"] != "read" else "")
     for b in info["binaries"]:
         yield f"{b['label']}: {b['version']}, sha256 {b['sha256'][:16]}"
+    yield ("each pair has binaries of its own, with the objects linked in random order; those of A/A differ, too"
+           if p.get("layouts") else
+           "binaries as they were built: where the code lies makes a percent or two, which A/A does not show")
 
 
 def cells(rows, m):
