@@ -870,7 +870,7 @@ static unsigned all_in_flight(void)
 
 enum { BITS = 7, STEPS = 1 << BITS, BUCKETS = STEPS * 32 };
 static uint64_t histogram[BUCKETS];
-static uint64_t latency_sum, latency_most;
+static uint64_t latency_sum, latency_least = UINT64_MAX, latency_most;
 
 static inline void add_latency(uint64_t ns)
 {
@@ -879,6 +879,7 @@ static inline void add_latency(uint64_t ns)
 
     histogram[i < BUCKETS ? i : BUCKETS - 1]++;
     latency_sum += ns;
+    latency_least = ns < latency_least ? ns : latency_least;
     latency_most = ns > latency_most ? ns : latency_most;
 }
 
@@ -1501,8 +1502,9 @@ static void print_result(struct figures m, struct figures c, uint64_t verified)
            (unsigned long long)blocks, (unsigned long long)verified);
     printf(" \"seconds\": %.6f, \"ios\": %.0f, \"writes\": %llu, \"iops\": %.1f,\n", s, n,
            (unsigned long long)m.count.writes, n / s);
-    printf(" \"latency_us\": {\"mean\": %.3f, \"p50\": %.3f, \"p99\": %.3f, \"p999\": %.3f, \"max\": %.3f},\n",
-           latency_sum / n / 1e3, percentile_us(.5), percentile_us(.99), percentile_us(.999), latency_most / 1e3);
+    printf(" \"latency_us\": {\"min\": %.3f, \"mean\": %.3f, \"p50\": %.3f, \"p99\": %.3f, \"p999\": %.3f, \"max\": %.3f},\n",
+           latency_least / 1e3, latency_sum / n / 1e3, percentile_us(.5), percentile_us(.99), percentile_us(.999),
+           latency_most / 1e3);
     printf(" \"batches_seen\": {\"number\": %.0f, \"mean\": %.3f, \"max\": %llu},\n", batches,
            batches ? n / batches : 0, (unsigned long long)m.count.batch_max);
     printf(" \"cpu_ns_per_io\": {\"iothread\": %.1f, \"main\": %.1f, \"process\": %.1f, \"driver\": %.1f}, "

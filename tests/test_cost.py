@@ -69,6 +69,32 @@ class Judge(unittest.TestCase):
             cost.judge_allocations({8: [26, 26], 1024: [26, 26]})
 
 
+class PerRequest(unittest.TestCase):
+    @staticmethod
+    def dump(instructions, calls, number=7):
+        return "".join([f"summary: {instructions}\n\nfn=(1) aio_poll\n1 90\n",
+                        f"cfn=({number}) virtqueue_push\ncalls={calls} 5\n1 30\ncfn=(3) virtqueue_push_more\ncalls=99 5\n"
+                        f"1 2\nfn=(2) other\ncfn=({number})\ncalls=10 7\n1 8\n" if calls else "",
+                        f"totals: {instructions}\n"])
+
+    def test_dump(self):
+        self.assertEqual(cost.read_dump(self.dump(5000, 40)), (5000, 50))
+        self.assertEqual(cost.read_dump(self.dump(5000, 0)), (5000, 0))
+
+    def test_start_does_not_count(self):
+        dumps = [self.dump(9999, 0), self.dump(70000, 10), self.dump(1000, 90, 8), self.dump(2000, 190)]
+        self.assertEqual(cost.per_request(dumps), 10)
+
+    def test_too_few(self):
+        with self.assertRaisesRegex(ToolError, "in 2 of its dumps, too few"):
+            cost.per_request([self.dump(9999, 0), self.dump(70000, 10), self.dump(1000, 90)])
+
+    def test_table(self):
+        lines = cost.io_table({"native": (12000, 12240), "threads": (20000, 19900)}).splitlines()
+        self.assertEqual(lines[1].split(), ["native", "12,000", "12,240", "+240", "+2.0%"])
+        self.assertEqual(lines[2].split()[-2:], ["-100", "-0.5%"])
+
+
 class Table(unittest.TestCase):
     def test_lines_up(self):
         found = {(way, n): (1e3 * n + 88, n or None, n or None) for way in cost.WAYS for n in cost.CALLS}

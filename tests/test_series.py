@@ -458,13 +458,18 @@ class TestCheck(Toy):
         self.says_no("From", "A B")
 
     def test_sign_off_and_other_names(self):
-        for line in ["Signed-off-by: A B <a@b.example>", "Reviewed-by: A", "Cc: x", "From: A B", "ask a@b.example"]:
+        for line in ["Signed-off-by: A B <a@b.example>", "Reviewed-by: A", "Cc: x", "From: A B", "ask a@b.example",
+                     "Cc: qemu-stable@nongnu.org, a@b.example"]:
             with self.subTest(line):
                 path, = self.dir.glob("0001-*")
                 old = path.read_text()
                 self.change(1, "Why it is so.", f"Why it is so.\n\n{line}")
                 self.says_no("From", line)
                 path.write_text(old)
+
+    def test_stable_is_no_name(self):
+        self.change(1, "Why it is so.", "Why it is so.\n\nCc: qemu-stable@nongnu.org")
+        self.assertEqual(series.check_identity([series.read_patch(p) for p in series.patch_files(self.dir)]), [])
 
     def test_paths_and_registries(self):
         for where, line in [("text", "see /home/me/x"), ("text", "in /tmp/x"), ("text", f"in {self.top}/x"),

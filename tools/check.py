@@ -589,6 +589,9 @@ def check_ring(results, stack):
     results.do("ring: few notifications for a batch of completions", ring.check_writes, binary)
     results.do("ring: half a notification for each is too few, which is noticed", must_fail, "0.5 allowed",
                ring.check_writes, binary, 0.5)
+    results.do("ring: the driver's reaction time varies", ring.check_jitter, binary)
+    results.do("ring: a reaction time that does not vary is noticed", must_fail, "do not vary",
+               ring.check_jitter, binary, "off")
     results.do("ring: one wrong byte in the image is found", ring.check_corruption, binary)
 
 

@@ -1,17 +1,24 @@
 #!/usr/bin/python3
-"""make bench-cost: what a section and a deferred call cost, in instructions.
+"""make bench-cost: what deferred calls cost, in instructions.
 
 The series' tests/bench/defer-call-bench runs under valgrind's callgrind, which counts
 instructions exactly, once with defer_call() and once with an array that is searched for
 duplicates from its start. Two numbers of rounds, whose difference leaves out start-up and
 the warm-up round. The benchmark's own loop and the called function are counted on both sides.
+
+Then the load generator has base and series under callgrind do I/O, one request at a time, where
+nothing follows that a deferred call could wait for: what does the IOThread execute for each?
 """
 
+import pathlib
 import re
 import shutil
+import tempfile
 
 import build
 import common
+import guest
+import ring
 import series
 from common import ToolError, progress, run
 
@@ -20,12 +27,19 @@ CALLS = [0, 1, 8, 64, 1024]
 ROUNDS = (10, 20)       # as many digits each, so that printing them costs the same
 WAYS = {"defer_call()": [], "linear search": ["-l"]}
 FEW, MANY, GROWTH = 8, 1024, 1.5    # a call among MANY may cost GROWTH times one among FEW
+# Called by the IOThread once per request, in all releases
+PER_REQUEST = "virtqueue_push"
+DUMP_EACH = 3_000_000   # basic blocks, which are some hundred requests
+
+
+def need_valgrind():
+    if not shutil.which("valgrind"):
+        raise ToolError("valgrind is missing; run `make install`, or install the Debian package valgrind")
 
 
 def valgrind(said, *cmd):
     """Run cmd under valgrind; the number that it prints where `said` has its group."""
-    if not shutil.which("valgrind"):
-        raise ToolError("valgrind is missing; run `make install`, or install the Debian package valgrind")
+    need_valgrind()
     text = run(["valgrind", "--command-line-only=yes", "--log-fd=1", *cmd])
     if not (m := re.search(said, text)):
         raise ToolError(f"valgrind printed nothing like `{said}`")
@@ -93,8 +107,73 @@ def table(found):
     return "\n".join(line.rstrip() for line in lines)
 
 
+def read_dump(text):
+    """(instructions, calls of PER_REQUEST) of a file of callgrind's, which names a function once and then by number."""
+    number = re.search(rf"fn=\((\d+)\) {PER_REQUEST}$", text, re.M)
+    calls = re.findall(rf"^cfn=\({number[1]}\).*\ncalls=(\d+)", text, re.M) if number else []
+    return int(re.search(r"^totals: (\d+)$", text, re.M)[1]), sum(map(int, calls))
+
+
+def per_request(dumps):
+    """Instructions of the IOThread per request, from the text of its dumps in their order."""
+    found = [(n, calls) for n, calls in map(read_dump, dumps) if calls]
+    if len(found) < 3:
+        raise ToolError(f"callgrind saw requests in {len(found)} of its dumps, too few to tell what one costs")
+    # the first has the start, too
+    instructions, requests = map(sum, zip(*found[1:]))
+    return instructions / requests
+
+
+def io_cost(binary, aio, image, p):
+    """Instructions of the IOThread for a request by itself."""
+    need_valgrind()
+    with tempfile.TemporaryDirectory() as directory:
+        out = pathlib.Path(directory) / "callgrind"
+        # fair: else the thread that runs keeps the others from it. Nothing may be stopped with ptrace, it might
+        # be the thread that runs.
+        script = (f'exec valgrind --tool=callgrind --fair-sched=yes --separate-threads=yes --log-file={out}.log '
+                  f'--dump-every-bb={DUMP_EACH} --callgrind-out-file={out} "{binary}" "$@"')
+        with ring.wrapped(script) as wrapper:
+            ring.run_load([*ring.command(wrapper, p.configs[0], p, image, 1), "--kick", "qtest", "--verify", "none",
+                           "--aio", aio], 300)
+        # files are callgrind.DUMP-THREAD
+        threads = {}
+        for f in sorted(out.parent.glob("callgrind.*-*"), key=lambda f: int(f.name.split(".")[1].split("-")[0])):
+            threads.setdefault(f.name.rpartition("-")[2], []).append(f.read_text())
+        busy = [dumps for dumps in threads.values() if any(read_dump(d)[1] for d in dumps)]
+        if len(busy) != 1:
+            raise ToolError(f"{len(busy)} threads call {PER_REQUEST}(), the IOThread alone should")
+        return per_request(busy[0])
+
+
+def io_costs(stack):
+    """{engine: (base, series)}"""
+    found = {}
+    for aio in guest.AIO:
+        p = ring.parameters({"AIO": aio, "IODEPTH": "1", "QUEUES": "1", "EVENT_IDX": "on", "IRQ": "each", "WAIT": "irq",
+                             "STORAGE": "fast", "MAIN": "driver", "SECONDS": "8"})
+        with ring.images(p) as images:
+            found[aio] = []
+            for side in ("base", "series"):
+                progress(f"{aio}, one request at a time, {side}")
+                found[aio].append(io_cost(common.stack_dir(stack) / side / "build/qemu-system-x86_64", aio,
+                                          images["fast", aio], p))
+    return found
+
+
+def io_table(found):
+    lines = [f"{'IOThread, per request at depth 1':34}{'base':>8}{'series':>9}"]
+    lines += [f"{aio:34}{a:8,.0f}{b:9,.0f}{b - a:+8,.0f}{(b / a - 1):+8.1%}" for aio, (a, b) in found.items()]
+    return "\n".join(lines)
+
+
 def main():
     stack = common.stack_name()
+    build.main()
+    print(io_table(io_costs(stack)), flush=True)
+    src = common.stack_dir(stack) / "series/src"
+    if not (src / f"{BENCH}.c").is_file():
+        return
     binary = build.build_side(stack, "series", series.update_tree(stack)[1], [BENCH]) / BENCH
     found = {}
     for way in WAYS:

@@ -1100,7 +1100,7 @@ def check_same(binary):
 
 
 @contextlib.contextmanager
-def _wrapped(script):
+def wrapped(script):
     """A shell script in place of QEMU."""
     with tempfile.TemporaryDirectory() as directory:
         wrapper = pathlib.Path(directory) / "qemu-wrapped"
@@ -1127,7 +1127,7 @@ for a; do
 done
 MOST_SUBMITTED="{most}" LD_PRELOAD="{shim}" exec "{binary}" "$@"'''
         most.write_text("0")
-        with images(p) as found, _wrapped(script) as wrapper:
+        with images(p) as found, wrapped(script) as wrapper:
             sample(wrapper, config, p, found[config.storage, config.aio], 1)
         if (got := int(most.read_text())) != wanted:
             raise ToolError(f"aio-max-batch={iothread}, of the file {file}: {got} requests at once, {wanted} expected")
@@ -1138,7 +1138,7 @@ def check_slowed(binary):
     p = _small()
     shim = common.BUILD / "ring" / "doublewrite.so"
     compile_c(DOUBLE_WRITES, shim, ["-shared", "-fPIC"])
-    with images(p) as found, _wrapped(f'LD_PRELOAD="{shim}" exec "{binary}" "$@"') as slowed:
+    with images(p) as found, wrapped(f'LD_PRELOAD="{shim}" exec "{binary}" "$@"') as slowed:
         r = _writes(p, found, [binary, slowed])
     if r["low"] is None or not 1.9 < r["ratio"] < 2.1 or r["low"] <= 1:
         raise ToolError(f"a doubled write was not found: write(2) per I/O {report.ratio_text(r)}, 2 expected")
@@ -1211,6 +1211,17 @@ def check_rows(binary, event_idx):
         run_load(command(binary, config, p, found[config.storage, config.aio], 1) +
                  [a for q in [*events, "-D", str(trace)] for a in ("--qemu-arg", q)], 120)
     judge_rows(trace_events(trace.read_text(errors="replace")), event_idx == "on")
+
+
+def check_jitter(binary, jitter="on"):
+    """The driver's reaction time varies: some requests take much less than it is, some much more."""
+    reaction = 2000
+    p = _small(REACTION_US=str(reaction), JITTER=jitter, MIN_IOS="300")
+    with images(p) as found:
+        seen = sample(binary, p.configs[0], p, found["fast", "threads"], 1)["latency_us"]
+    if seen["min"] > reaction / 2 or seen["p99"] < reaction * 1.5:
+        raise ToolError(f"latencies from {seen['min']:.0f} to (p99) {seen['p99']:.0f} us do not vary as a reaction time "
+                        f"from 0 to {2 * reaction} us does")
 
 
 def check_corruption(binary):

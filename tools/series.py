@@ -329,12 +329,18 @@ def check_white_space(patches):
             for s in p.message + p.added if re.search(r"[ \t\r]$", s)]
 
 
+# How a patch is put forward for QEMU's stable releases; a list, not a person
+STABLE = "Cc: qemu-stable@nongnu.org"
+
+
 def check_identity(patches):
     ours, out = email.utils.formataddr(common.IDENTITY), []
     for p in patches:
         if p.sender != ours:
             out.append(f"{p.name}: From: {p.sender}; the series is kept as {ours}")
         for s in p.message:
+            if s == STABLE:
+                continue
             if re.match(r"\s*([\w-]+-by|cc|from|to|message-id|change-id):\s", s, re.I):
                 out.append(f"{p.name}: no sign-off or other name belongs in it: {s}")
             elif re.search(r"[\w.+-]+@[\w-]+\.[\w.-]+", s):
