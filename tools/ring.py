@@ -529,8 +529,9 @@ def binaries_of_pairs(p, both):
         @functools.lru_cache(1)
         def linked(pair):
             found = {role: os.path.join(scratch, role) for role in ROLES}
-            for done in [pool.submit(objects[role == "series"].link, f"{p.seed} {pair} {role}", path)
-                         for role, path in found.items()]:
+            # in random order: who comes last may get other memory for its file
+            for done in [pool.submit(objects[role == "series"].link, f"{p.seed} {pair} {role}", found[role])
+                         for role in random.Random(f"{p.seed} {pair}").sample(ROLES, len(ROLES))]:
                 done.result()
             return found
         yield linked
