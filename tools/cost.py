@@ -169,11 +169,11 @@ def io_table(found):
 
 def main():
     stack = common.stack_name()
+    tree, tip = common.stack_dir(stack) / "tree", series.update_tree(stack)[1]
+    if not common.git(tree, "ls-tree", tip, f"{BENCH}.c"):
+        raise ToolError(f"patches/{stack} brings no {BENCH}; give another STACK=")
     build.main()
     print(io_table(io_costs(stack)), flush=True)
-    src = common.stack_dir(stack) / "series/src"
-    if not (src / f"{BENCH}.c").is_file():
-        return
     binary = build.build_side(stack, "series", series.update_tree(stack)[1], [BENCH]) / BENCH
     found = {}
     for way in WAYS:
