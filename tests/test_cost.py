@@ -83,11 +83,11 @@ class PerRequest(unittest.TestCase):
 
     def test_start_does_not_count(self):
         dumps = [self.dump(9999, 0), self.dump(70000, 10), self.dump(1000, 90, 8), self.dump(2000, 190)]
-        self.assertEqual(cost.per_request(dumps), 10)
+        self.assertEqual(cost.per_request(map(cost.read_dump, dumps)), 10)
 
     def test_too_few(self):
         with self.assertRaisesRegex(ToolError, "in 2 of its dumps, too few"):
-            cost.per_request([self.dump(9999, 0), self.dump(70000, 10), self.dump(1000, 90)])
+            cost.per_request(map(cost.read_dump, [self.dump(9999, 0), self.dump(70000, 10), self.dump(1000, 90)]))
 
     def test_table(self):
         lines = cost.io_table({"native": (12000, 12240), "threads": (20000, 19900)}).splitlines()

@@ -216,7 +216,10 @@ class Objects:
         self.binary = pathlib.Path(binary).resolve()
         if not (self.binary.parent / "build.ninja").is_file():
             raise ToolError(f"LAYOUTS=on links {self.binary} anew, but it is not where it was built; give LAYOUTS=off")
-        self.command = self._command()
+        command = self._command()
+        first = next(n for n, word in enumerate(command) if word.endswith(".o"))
+        self.before, self.objects = command[:first], [word for word in command if word.endswith(".o")]
+        self.after = [word for word in command[first:] if not word.endswith(".o")]
         same = pathlib.Path(scratch) / "same"
         self.link(None, same)
         if same.read_bytes() != self.binary.read_bytes():
@@ -247,11 +250,10 @@ class Objects:
 
     def link(self, seed, output):
         """Link them in the order that the seed makes; None leaves them as they are."""
-        objects = [word for word in self.command if word.endswith(".o")]
+        objects = list(self.objects)
         if seed is not None:
             random.Random(seed).shuffle(objects)
-        first = self.command.index(next(word for word in self.command if word.endswith(".o")))
-        words = self.command[:first] + objects + [w for w in self.command[first:] if not w.endswith(".o")]
+        words = self.before + objects + self.after
         words[words.index("-o") + 1] = str(output)
         self._run(*words)
 

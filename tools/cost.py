@@ -115,8 +115,8 @@ def read_dump(text):
 
 
 def per_request(dumps):
-    """Instructions of the IOThread per request, from the text of its dumps in their order."""
-    found = [(n, calls) for n, calls in map(read_dump, dumps) if calls]
+    """Instructions of the IOThread per request, from read_dump() of its dumps in their order."""
+    found = [(n, calls) for n, calls in dumps if calls]
     if len(found) < 3:
         raise ToolError(f"callgrind saw requests in {len(found)} of its dumps, too few to tell what one costs")
     # the first has the start, too
@@ -124,7 +124,7 @@ def per_request(dumps):
     return instructions / requests
 
 
-def io_cost(binary, aio, image, p):
+def io_cost(binary, image, p):
     """Instructions of the IOThread for a request by itself."""
     need_valgrind()
     with tempfile.TemporaryDirectory() as directory:
@@ -134,13 +134,13 @@ def io_cost(binary, aio, image, p):
         script = (f'exec valgrind --tool=callgrind --fair-sched=yes --separate-threads=yes --log-file={out}.log '
                   f'--dump-every-bb={DUMP_EACH} --callgrind-out-file={out} "{binary}" "$@"')
         with ring.wrapped(script) as wrapper:
-            ring.run_load([*ring.command(wrapper, p.configs[0], p, image, 1), "--kick", "qtest", "--verify", "none",
-                           "--aio", aio], 300)
+            ring.run_load([*ring.command(wrapper, p.configs[0], p, image, 1), "--kick", "qtest", "--verify", "none"],
+                          300)
         # files are callgrind.DUMP-THREAD
         threads = {}
         for f in sorted(out.parent.glob("callgrind.*-*"), key=lambda f: int(f.name.split(".")[1].split("-")[0])):
-            threads.setdefault(f.name.rpartition("-")[2], []).append(f.read_text())
-        busy = [dumps for dumps in threads.values() if any(read_dump(d)[1] for d in dumps)]
+            threads.setdefault(f.name.rpartition("-")[2], []).append(read_dump(f.read_text()))
+        busy = [dumps for dumps in threads.values() if any(calls for _, calls in dumps)]
         if len(busy) != 1:
             raise ToolError(f"{len(busy)} threads call {PER_REQUEST}(), the IOThread alone should")
         return per_request(busy[0])
@@ -156,7 +156,7 @@ def io_costs(stack):
             found[aio] = []
             for side in ("base", "series"):
                 progress(f"{aio}, one request at a time, {side}")
-                found[aio].append(io_cost(common.stack_dir(stack) / side / "build/qemu-system-x86_64", aio,
+                found[aio].append(io_cost(common.stack_dir(stack) / side / "build/qemu-system-x86_64",
                                           images["fast", aio], p))
     return found
 
@@ -169,12 +169,12 @@ def io_table(found):
 
 def main():
     stack = common.stack_name()
-    tree, tip = common.stack_dir(stack) / "tree", series.update_tree(stack)[1]
-    if not common.git(tree, "ls-tree", tip, f"{BENCH}.c"):
+    tip = series.update_tree(stack)[1]
+    if not common.git(common.stack_dir(stack) / "tree", "ls-tree", tip, f"{BENCH}.c"):
         raise ToolError(f"patches/{stack} brings no {BENCH}; give another STACK=")
     build.main()
     print(io_table(io_costs(stack)), flush=True)
-    binary = build.build_side(stack, "series", series.update_tree(stack)[1], [BENCH]) / BENCH
+    binary = build.build_side(stack, "series", tip, [BENCH]) / BENCH
     found = {}
     for way in WAYS:
         for n in CALLS:

@@ -520,7 +520,6 @@ def binaries_of_pairs(p, both):
         yield lambda pair: {role: both[role == "series"].path for role in ROLES}
         return
     directory = common.BUILD / "ring"
-    directory.mkdir(parents=True, exist_ok=True)
     common.need_space(directory, 5 * max(os.path.getsize(b.path) for b in both) >> 20)
     with tempfile.TemporaryDirectory(dir=directory, prefix="layouts-") as scratch, \
             concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
