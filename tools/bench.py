@@ -199,8 +199,12 @@ def binaries(p, stack):
 
 
 def host():
-    cpu = re.search(r"^model name\s*:\s*(.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M)
-    return {"cpus": len(os.sched_getaffinity(0)), "cpu": cpu[1] if cpu else platform.machine(),
+    # a name such as "AMD EPYC" is that of several generations
+    cpu = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M))
+    name = cpu.get("model name", platform.machine())
+    if "cpu family" in cpu and "model" in cpu:
+        name += f", family {cpu['cpu family']}, model {cpu['model']}"
+    return {"cpus": len(os.sched_getaffinity(0)), "cpu": name,
             "kernel": platform.release(), "accelerator": guest.accelerator()}
 
 
