@@ -85,7 +85,6 @@ static struct {
 
 static pid_t qemu_pid, iothread_tid;
 static int qtest_fd = -1, qmp_fd = -1, stderr_fd = -1;
-static volatile sig_atomic_t signalled;
 
 /* -- ending, always with QEMU ----------------------------------------------- */
 
@@ -147,7 +146,6 @@ __attribute__((noreturn)) static void die_of_qemu(void)
 
 static void on_signal(int number)
 {
-    signalled = number;
     /* a blocked read of the set-up or a spinning driver: end here in both cases */
     if (qemu_pid > 0) {
         kill(qemu_pid, SIGKILL);
@@ -693,7 +691,7 @@ static void set_up_queue(struct queue *q, unsigned index)
         q->idle[q->idles++] = opt.qd - 1 - i;
     }
     if (opt.irq == IRQ_OFF) {
-        /* with EVENT_IDX: an index that stays half a round away, see reap() */
+        /* with EVENT_IDX: an index that stays half a round away, see take() */
         q->vring.avail->flags = VRING_AVAIL_F_NO_INTERRUPT;
         vring_used_event(&q->vring) = 0x8000;
     }

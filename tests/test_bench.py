@@ -146,13 +146,15 @@ class OwnFiles(unittest.TestCase):
             bench.parameters({"DISK": str(self.disk)})
 
     def test_a_block_device_in_use_is_refused(self):
-        p = bench.parameters({"RW": "randwrite"})
-        p.disk, p.write_ok = str(self.disk), True
-        with mock.patch("stat.S_ISBLK", return_value=True), \
-                mock.patch("os.open", side_effect=OSError(16, "Device or resource busy")) as opened, \
-                self.assertRaisesRegex(ToolError, "busy"):
-            bench.own_disk(p.disk, p)
-        self.assertTrue(opened.call_args[0][1] & os.O_EXCL)
+        import ring
+        env = {"DISK": str(self.disk), "WRITE_OK": "1"}
+        for parameters in (lambda: bench.parameters({**env, "RW": "randwrite"}),
+                           lambda: ring.parameters({**env, "RW": "write"})):
+            with mock.patch("stat.S_ISBLK", return_value=True), mock.patch("ring.cpu_list", lambda: [0, 1]), \
+                    mock.patch("os.open", side_effect=OSError(16, "Device or resource busy")) as opened, \
+                    self.assertRaisesRegex(ToolError, "busy"):
+                parameters()
+            self.assertTrue(opened.call_args[0][1] & os.O_EXCL)
 
 
 class Keeping(unittest.TestCase):
@@ -252,14 +254,15 @@ class Keeping(unittest.TestCase):
 
     def test_load_generator_follows_unless_a_workload_was_chosen(self):
         import ring
-        for env, follows in [({}, True), ({"RW": "read"}, False), ({"RW": "read", "RING": "on"}, True),
+        for env, follows in [({}, True), ({"PAIRS": "3", "RUNTIME": "1"}, True), ({"RW": "read"}, False), ({"RW": "read", "RING": "on"}, True),
                              ({"RING": "off"}, False), ({"QEMU_A": "/a", "QEMU_B": "/b"}, True)]:
             with self.subTest(env), mock.patch.dict(os.environ, env), mock.patch("bench.bench") as guests, \
                     mock.patch("bench.build.main"), mock.patch("bench.series.update_tree"), \
-                    mock.patch("common.progress"), mock.patch("ring.cpu_list", lambda: [0, 1]), \
+                    mock.patch("common.progress") as said, mock.patch("ring.cpu_list", lambda: [0, 1]), \
                     mock.patch("ring.bench_ring") as generator:
                 bench.main()
                 self.assertEqual((guests.call_count, generator.call_count), (1, int(follows)))
+                self.assertEqual("RING=on adds it" in str(said.call_args_list), not follows and "RING" not in env)
                 if follows:
                     p = ring.parameters(generator.call_args[0][0])
                     self.assertEqual((p.qemu_a, len(p.configs)), (env.get("QEMU_A", ""), 3))

@@ -10,9 +10,11 @@ import re
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import common
 import report
 from common import ToolError
 from test_bench import raw
@@ -49,6 +51,13 @@ class Interrupts(unittest.TestCase):
         r["fio"]["jobs"] = [{"read": side, "write": slow, "trim": {"total_ios": 0}}]
         m = report.metrics({"n": 1, **r})
         self.assertEqual((m["iops"], m["p50"], m["p99"], m["writes"]), (1000, 4, 9, .05))
+
+    def test_percentiles_of_the_person_s_own(self):
+        r = raw()
+        r["fio"]["jobs"][0]["mixed"]["clat_ns"]["percentile"] = {"99.900000": 4000}
+        m = report.metrics({"n": 1, **r})
+        self.assertTrue(math.isnan(m["p50"]) and math.isnan(m["p99"]))
+        self.assertEqual(m["iops"], 500)
 
     def test_no_io(self):
         with self.assertRaisesRegex(ToolError, "no I/O"):
@@ -134,6 +143,13 @@ class Directory(unittest.TestCase):
         with contextlib.redirect_stdout(out):
             report.show(self.dir)
         return out.getvalue(), (self.dir / "report.html").read_text()
+
+    def test_nothing_is_written_to_what_git_tracks(self):
+        with mock.patch.multiple(common, ROOT=self.dir, BUILD=self.dir / "build"):
+            page = report.page_path(self.dir / "results" / "old")
+            self.assertEqual(page, (self.dir / "build/report/old.html").resolve())
+            self.assertTrue(page.parent.is_dir())
+            self.assertEqual(report.page_path(self.dir / "new"), (self.dir / "new/report.html").resolve())
 
     def test_a_difference_is_shown_and_noise_is_not(self):
         self.fill(series=lambda rng: {"syscw": 100 + rng.randrange(5)})

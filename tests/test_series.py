@@ -405,8 +405,10 @@ class TestCheck(Toy):
         self.says_no("files", "not [PATCH 1/3]")
 
     def test_other_file(self):
-        (self.dir / "0001-x.patch.orig").write_text("x\n")
-        self.says_no("files", "neither a patch")
+        for name in ("0001-x.patch.orig", "1-x.patch"):
+            (self.dir / name).write_text("x\n")
+            self.says_no("files", f"{name}: neither a patch")
+            (self.dir / name).unlink()
 
     def test_no_cover_letter(self):
         (self.dir / series.COVER).unlink()

@@ -107,8 +107,8 @@ class Take(unittest.TestCase):
 
 class BadInput(unittest.TestCase):
     def test_variables(self):
-        for name, value, said in [("MINUTES", "0", "a number above 0"), ("MINUTES", "long", "a number above 0"),
-                                  ("SEED", "x", "SEED=x: a number"), ("OPS", "stops dance", "one or more of stops")]:
+        for name, value, said in [("MINUTES", "0", "MINUTES=0: give a number"), ("MINUTES", "nan", "MINUTES=nan: give a number"),
+                                  ("SEED", "x", "SEED=x: give a whole number"), ("OPS", "stops dance", "one or more of stops")]:
             env = {k: v for k, v in os.environ.items() if k not in ("MINUTES", "SEED", "OPS")}
             p = subprocess.run([sys.executable, common.ROOT / "tools/soak.py"], env={**env, name: value},
                                capture_output=True, text=True)

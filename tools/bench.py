@@ -30,12 +30,11 @@ from common import ToolError
 
 RW = ["read", "write", "randread", "randwrite", "rw", "readwrite", "randrw",
       "trim", "randtrim", "trimwrite"]
-ROLES = ["base", "base2", "series"]
+ROLES = report.ROLES
 DISK_MIB = 512
 WARM_UP = 0.5           # seconds of fio in each guest before anything is counted
 # Who chooses a workload wants to see that one; else the load generator follows
-WORKLOAD = ["AIO", "IODEPTH", "NUMJOBS", "RW", "BS", "PAIRS", "RUNTIME", "VCPUS", "QUEUES", "EVENT_IDX",
-            "DISK", "FIO_JOB"]
+WORKLOAD = ["AIO", "IODEPTH", "NUMJOBS", "RW", "BS", "VCPUS", "QUEUES", "EVENT_IDX", "DISK", "FIO_JOB"]
 RING = {"IODEPTH": "64", "QUEUES": "1", "EVENT_IDX": "on", "IRQ": "each", "STORAGE": "fast", "MAIN": "irqfd",
         "PAIRS": "5", "SECONDS": "0.5"}
 
@@ -80,18 +79,12 @@ def parameters(env):
     rw = env.get("RW") or "randread"
     if rw not in RW:
         raise ToolError(f"RW={rw}: fio's kinds are {' '.join(RW)}")
-    bs = env.get("BS") or "4k"
-    m = re.fullmatch(r"([1-9]\d{0,7})([kKmM]?)", bs)
-    size = m and int(m[1]) * {"": 1, "k": 1024, "m": 1 << 20}[m[2].lower()]
-    if not m or size % 512 or size > 16 << 20:
-        raise ToolError(f"BS={bs}: give a multiple of 512 bytes up to 16m, such as 4k")
+    bs, _ = common.block_size(env, 16)
     vcpus = number("VCPUS", 2, 1, 64)
     queues = number("QUEUES", 1, 1, 1024)
     if queues > vcpus:
         raise ToolError(f"QUEUES={queues}: a Linux guest uses no more queues than it has CPUs; give VCPUS={queues} too")
-    qemu_a, qemu_b = env.get("QEMU_A") or "", env.get("QEMU_B") or ""
-    if bool(qemu_a) != bool(qemu_b):
-        raise ToolError("QEMU_A= and QEMU_B= go together: give both binaries or none")
+    qemu_a, qemu_b = given_binaries(env)
     p = Parameters(
         aio=aio, rw=rw, bs=bs, vcpus=vcpus,
         iodepth=number("IODEPTH", 64, 1, 1024),
@@ -106,8 +99,15 @@ def parameters(env):
         fio_job=own_job(env["FIO_JOB"]) if env.get("FIO_JOB") else "",
         qemu_a=qemu_a, qemu_b=qemu_b)
     if p.disk:
-        p.disk = own_disk(p.disk, p)
+        p.disk = own_disk(p.disk, p.writes, p.write_ok, "" if p.fio_job else p.rw)
     return p
+
+
+def given_binaries(env):
+    both = env.get("QEMU_A") or "", env.get("QEMU_B") or ""
+    if bool(both[0]) != bool(both[1]):
+        raise ToolError("QEMU_A= and QEMU_B= go together: give both binaries or none")
+    return both
 
 
 def own_job(name):
@@ -128,8 +128,11 @@ def own_job(name):
     return text
 
 
-def own_disk(name, p):
-    """The real path of DISK=, after checks that it can be used the way it will be."""
+def own_disk(name, writes, write_ok, rw=""):
+    """The real path of DISK=, after checks that it can be used the way it will be.
+
+    rw: what to call the workload when it would write without WRITE_OK=1; without it the disk will be read-only.
+    """
     path = pathlib.Path(name).resolve()
     try:
         mode = path.stat().st_mode
@@ -137,14 +140,15 @@ def own_disk(name, p):
         raise ToolError(f"DISK={name}: {e.strerror}") from e
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise ToolError(f"DISK={name}: neither a file nor a block device")
-    if p.writes and not p.write_ok and not p.fio_job:
-        raise ToolError(f"RW={p.rw} would overwrite DISK={name}; if that is meant, add WRITE_OK=1")
+    if rw and writes and not write_ok:
+        raise ToolError(f"RW={rw} would overwrite DISK={name}; if that is meant, add WRITE_OK=1")
+    read_only = not (writes and write_ok)
     # O_EXCL on a block device fails when it is mounted or otherwise taken
-    flags = os.O_RDONLY if p.read_only else os.O_RDWR | (os.O_EXCL if stat.S_ISBLK(mode) else 0)
+    flags = os.O_RDONLY if read_only else os.O_RDWR | (os.O_EXCL if stat.S_ISBLK(mode) else 0)
     try:
         fd = os.open(path, flags)
     except OSError as e:
-        raise ToolError(f"DISK={name}: cannot be opened for {'reading' if p.read_only else 'writing'} "
+        raise ToolError(f"DISK={name}: cannot be opened for {'reading' if read_only else 'writing'} "
                         f"({e.strerror})") from e
     try:
         if os.lseek(fd, 0, os.SEEK_END) < 1 << 20:
@@ -296,23 +300,17 @@ def run_process(binary, engines, p, disk, label, log_dir):
 
 # -- all of them ---------------------------------------------------------------
 
-def new_directory(name):
+def new_directory(name, newest="latest"):
+    """For results, and the link to it."""
     results = common.BUILD / "results"
     results.mkdir(parents=True, exist_ok=True)
     out = results / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
     out.mkdir()
-    link = results / "latest.new"
+    link = results / f"{newest}.new"
     link.unlink(missing_ok=True)
     link.symlink_to(out.name)
-    link.replace(results / "latest")
+    link.replace(results / newest)
     return out
-
-
-def write_json(path, data):
-    """Whole or not at all, so that Ctrl-C leaves no half file."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(data, indent=1) + "\n")
-    new.replace(path)
 
 
 def measure(p, both, disk, out, run=run_process):
@@ -328,7 +326,7 @@ def measure(p, both, disk, out, run=run_process):
                 n += 1
                 result = {"n": n, "pair": pair, "role": role, "engine": engine,
                           "binary": dataclasses.asdict(binary), **raw}
-                write_json(out / f"run-{n:03}.json", result)
+                common.write_json(out / f"run-{n:03}.json", result)
                 left = (time.monotonic() - start) / n * (total - n)
                 name = binary.label + (" again" if role == "base2" else "")
                 common.progress(f"run {n} of {total}: pair {pair} of {p.pairs}, {name}, aio={engine}: "
@@ -346,7 +344,7 @@ def bench(env=os.environ, run=run_process):
     guest.check_direct(disk)
     common.need_space(common.BUILD / "results", 64)
     out = new_directory("A-B" if p.qemu_a else stack)
-    write_json(out / "bench.json", {
+    common.write_json(out / "bench.json", {
         "parameters": dataclasses.asdict(p), "stack": stack, "disk": disk,
         "binaries": [dataclasses.asdict(b) for b in both], "host": host(),
         "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}"})
@@ -394,6 +392,9 @@ def main():
     bench()
     if given:
         load_generator(given)
+    elif not os.environ.get("RING"):
+        chosen = next(name for name in WORKLOAD if os.environ.get(name))
+        common.progress(f"{chosen}= chooses a workload in the guest, so the load generator was left out; RING=on adds it")
 
 
 if __name__ == "__main__":

@@ -298,8 +298,7 @@ def binary_to_test(stack):
     return common.stack_dir(stack) / "series/build/qemu-system-x86_64"
 
 
-def main():
-    targets = sys.argv[1:] or TARGETS
+def main(targets=TARGETS):
     stack = common.stack_name()
     base, commit = series.update_tree(stack)
     if commit != series.read_state(stack).get("commit"):
@@ -312,4 +311,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.main(main)
+    common.main(lambda: main(sys.argv[1:] or TARGETS), arguments=True)

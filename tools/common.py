@@ -1,6 +1,7 @@
 """What every tool needs: where things lie, how to run commands, how to fail."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -93,12 +94,29 @@ def number(env, name, default, low, high, kind=int):
     return value
 
 
+def block_size(env, most, default="4k"):
+    """(text, bytes) of BS=."""
+    text = env.get("BS") or default
+    m = re.fullmatch(r"([1-9]\d{0,7})([kKmM]?)", text)
+    size = m and int(m[1]) * {"": 1, "k": 1024, "m": 1 << 20}[m[2].lower()]
+    if not m or size % 512 or size > most << 20:
+        raise ToolError(f"BS={text}: give a multiple of 512 bytes up to {most}m, such as {default}")
+    return text, size
+
+
 def switch(env, name, default):
     """Whether a variable is on or off."""
     text = env.get(name) or default
     if text.lower() not in ("on", "off", "1", "0"):
         raise ToolError(f"{name}={text}: give on or off")
     return text.lower() in ("on", "1")
+
+
+def write_json(path, data):
+    """Whole or not at all, so that Ctrl-C leaves no half file."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(data, indent=2) + "\n")
+    new.replace(path)
 
 
 @contextlib.contextmanager
@@ -143,17 +161,25 @@ def need_space(path, mib):
         raise ToolError(f"{path}: {free} MiB free, {mib} MiB needed; make room or set BUILD_DIR=")
 
 
-def main(func):
-    """Run a tool: one line and exit status 1 on failure, 130 on Ctrl-C."""
+def main(func, arguments=False):
+    """Run a tool: one line and exit status 1 on failure, 130 on Ctrl-C. Most tools take variables, not arguments."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    name = pathlib.Path(sys.argv[0]).stem
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(sys.modules["__main__"].__doc__.strip())
+        sys.exit(0)
     try:
+        if sys.argv[1:] and not arguments:
+            raise ToolError(f"takes no arguments, but `{sys.argv[1]}` is one; {name}.py --help says more")
         sys.exit(func() or 0)
     except ToolError as e:
-        name = pathlib.Path(sys.argv[0]).stem
         print(f"{name}: {e}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
+        sys.exit(1)
+    except OSError as e:
+        print(f"{name}: {f'{e.filename}: ' if e.filename else ''}{e.strerror or e}", file=sys.stderr)
         sys.exit(1)

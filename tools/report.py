@@ -63,7 +63,7 @@ def metrics(run):
     # the worst is shown. Our own job has one.
     def percentile(q):
         found = [s["clat_ns"]["percentile"][q] for s in sides
-                 if "percentile" in s.get("clat_ns", {})]
+                 if q in s.get("clat_ns", {}).get("percentile", {})]
         return max(found) / 1000 if found else math.nan
     before, after = run["counters"]["before"], run["counters"]["after"]
     interrupts = [count_interrupts(run["interrupts"][t], run["virtio"]) for t in ("before", "after")]
@@ -414,19 +414,29 @@ def page(bench, runs, table):
                        job=f"<h2>fio job</h2><pre>{e(job)}</pre>" if job else "")
 
 
+def page_path(directory):
+    """Where the HTML page of results goes: beside them, but nothing is written to results/, which git tracks."""
+    directory = pathlib.Path(directory).resolve()
+    if not directory.is_relative_to(common.ROOT / "results"):
+        return directory / "report.html"
+    pages = common.BUILD / "report"
+    pages.mkdir(parents=True, exist_ok=True)
+    return pages / f"{directory.name}.html"
+
+
 def show(directory):
-    """Print the table and write report.html beside the results."""
+    """Print the table and write the HTML page."""
     bench, runs = load(directory)
     table = analyse(runs)
     print(text(bench, runs, table))
     print("\n" + textwrap.fill(summary(bench, table), 100))
-    out = pathlib.Path(directory).resolve() / "report.html"
+    out = page_path(directory)
     out.write_text(page(bench, runs, table))
     print(f"\nwith plots: {out}")
 
 
 def main():
-    if len(sys.argv) > 2 or sys.argv[1:] in (["-h"], ["--help"]):
+    if len(sys.argv) > 2:
         raise ToolError("usage: report.py [DIRECTORY]")
     directory = pathlib.Path(sys.argv[1] if len(sys.argv) == 2 else common.BUILD / "results/latest")
     if not directory.is_dir():
@@ -435,4 +445,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.main(main)
+    common.main(main, arguments=True)

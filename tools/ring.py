@@ -33,7 +33,6 @@ import re
 import resource
 import select
 import signal
-import stat
 import statistics
 import subprocess
 import sys
@@ -217,15 +216,9 @@ def parameters(env):
     m = re.fullmatch(r"read|write|mix:(\d{1,3})", rw)
     if not m or int(m[1] or 0) > 100:
         raise ToolError(f"RW={rw}: give read, write or mix:PERCENT_WRITES")
-    bs = env.get("BS", "4k")
-    m = re.fullmatch(r"([1-9]\d{0,7})([kKmM]?)", bs)
-    size = m and int(m[1]) * {"": 1, "k": 1024, "m": 1 << 20}[m[2].lower()]
-    if not m or size % 512 or size > 1 << 20:
-        raise ToolError(f"BS={bs}: give a multiple of 512 bytes up to 1m, such as 4k")
+    _, size = common.block_size(env, 1)
     indirect = "on" if switch("INDIRECT", "on") else "off"
-    qemu_a, qemu_b = env.get("QEMU_A", ""), env.get("QEMU_B", "")
-    if bool(qemu_a) != bool(qemu_b):
-        raise ToolError("QEMU_A= and QEMU_B= go together: give both binaries or none")
+    qemu_a, qemu_b = bench.given_binaries(env)
     configs = quick_plan() if quick else full_plan(env, len(cpus))
     if indirect == "off" and max(c.qd for c in configs) > 341:
         raise ToolError("INDIRECT=off: at most 341 requests fit in a queue; give IODEPTH=")
@@ -248,23 +241,10 @@ def parameters(env):
         cpus={"driver": cpus[0], "iothread": cpus[1], "other": cpus[2] if len(cpus) > 2 else None},
         qemu_a=qemu_a, qemu_b=qemu_b)
     if p.disk:
-        p.disk = own_disk(p)
+        if not any(c.storage == "disk" for c in p.configs):
+            raise ToolError("DISK= is given, but STORAGE= leaves the disk out")
+        p.disk = bench.own_disk(p.disk, p.rw != "read", p.write_ok, p.rw)
     return p
-
-
-def own_disk(p):
-    path = pathlib.Path(p.disk).resolve()
-    try:
-        mode = path.stat().st_mode
-    except OSError as e:
-        raise ToolError(f"DISK={p.disk}: {e.strerror}") from e
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        raise ToolError(f"DISK={p.disk}: neither a file nor a block device")
-    if p.rw != "read" and not p.write_ok:
-        raise ToolError(f"RW={p.rw} would overwrite DISK={p.disk}; if that is meant, add WRITE_OK=1")
-    if not any(c.storage == "disk" for c in p.configs):
-        raise ToolError("DISK= is given, but STORAGE= leaves the disk out")
-    return str(path)
 
 
 # -- the load generator and its images -------------------------------------------
@@ -603,19 +583,6 @@ def limits(directory):
     return {key: statistics.median(values) for key, values in found.items()}
 
 
-def new_directory(name):
-    """Beside those of bench.py, with a link of its own to the newest."""
-    results = common.BUILD / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    out = results / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-ring-{name}"
-    out.mkdir()
-    link = results / "latest-ring.new"
-    link.unlink(missing_ok=True)
-    link.symlink_to(out.name)
-    link.replace(results / LATEST)
-    return out
-
-
 def bench_ring(env=os.environ, run=compare):
     p = parameters(env)
     stack = common.stack_name()
@@ -623,7 +590,7 @@ def bench_ring(env=os.environ, run=compare):
     common.need_space(common.BUILD / "results", 64)
     stopped, out = None, None
     with images(p) as found:
-        out = new_directory("A-B" if p.qemu_a else stack)
+        out = bench.new_directory("ring-" + ("A-B" if p.qemu_a else stack), LATEST)
         first = p.configs[0]
         info = {
             "parameters": dataclasses.asdict(p), "stack": stack,
@@ -631,7 +598,7 @@ def bench_ring(env=os.environ, run=compare):
             "host": bench.host(), "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}",
             "command": command(both[0].path, first, p, found[first.storage, first.aio], p.seed)}
         # without the paths of this machine, to be shown elsewhere
-        bench.write_json(out / "ring.json", json.loads(json.dumps(info).replace(f"{common.ROOT}/", "")))
+        common.write_json(out / "ring.json", json.loads(json.dumps(info).replace(f"{common.ROOT}/", "")))
         processes = p.pairs * len(p.configs) * len(ROLES)
         common.progress(f"{len(p.configs)} configurations x {p.pairs} pairs x (base, base again, series), "
                         f"{p.seconds:g} s each, {left_text(processes * (p.seconds + WARM_UP + COUNT + START_UP))} "
@@ -1005,7 +972,7 @@ def page(info, runs, table, together, limit):
 
 
 def show(directory):
-    """Print the table and write report.html beside the results."""
+    """Print the table and write the HTML page."""
     info, runs = load(directory)
     table = analyse(info, runs)
     if not table:
@@ -1013,7 +980,7 @@ def show(directory):
     together, limit = groups(table), limits(directory)
     print(text(info, runs, table, together, limit))
     print("\n" + textwrap.fill(summary(info, table), 110))
-    out = pathlib.Path(directory).resolve() / "report.html"
+    out = report.page_path(directory)
     out.write_text(page(info, runs, table, together, limit))
     print(f"\nwith plots: {out}")
 
@@ -1261,4 +1228,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.main(main)
+    common.main(main, arguments=True)

@@ -137,7 +137,7 @@ def read_state(stack):
 
 
 def write_state(stack, **state):
-    source.write_json(common.stack_dir(stack) / "series.json", state)
+    common.write_json(common.stack_dir(stack) / "series.json", state)
 
 
 def head(repo, name="refs/heads/series"):
@@ -275,7 +275,7 @@ def export():
     hashed = git(repo, "rev-parse", "series^{tree}").strip()
     pin = source.read_pin(stack)
     if pin.get("series_tree") != hashed:
-        source.write_json(directory / "pin.json", {**pin, "series_tree": hashed})
+        common.write_json(directory / "pin.json", {**pin, "series_tree": hashed})
     write_state(stack, key=patches_key(directory, base.commit), commit=head(repo))
     print(f"{directory}: {len(new) - 1} patches and the cover letter, {written} files changed, "
           f"{len(gone)} removed, tree {hashed}")
@@ -293,7 +293,7 @@ def check_numbers(directory):
     out += [f"{n:04}: more than one patch has this number" for n in sorted(set(numbers)) if numbers.count(n) > 1]
     out += [f"{n:04}: no patch has this number" for n in range(1, max(numbers, default=1) + 1) if n not in numbers]
     width = len(str(len(numbers)))
-    for p in directory.glob("[0-9]*.patch"):
+    for p in directory.glob("[0-9][0-9][0-9][0-9]-*.patch"):
         number, want = read_patch(p).number, f"{int(p.name[:4]):0{width}}/{len(numbers)}"
         out += [] if number == want else [f"{p.name}: its subject says [PATCH {number}], not [PATCH {want}]"]
     return out
@@ -590,4 +590,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.main(main)
+    common.main(main, arguments=True)

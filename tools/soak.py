@@ -395,7 +395,7 @@ def soak(binary, minutes, seed=None, ops=OPS, disks=None, directory=LOGS, patien
     seed = secrets.randbelow(1 << 31) if seed is None else seed
     directory = pathlib.Path(directory)
     common.need_space(directory, 1500)
-    progress(f"soak: seed {seed}, {minutes} minutes, {' '.join(ops)}")
+    progress(f"soak: seed {seed}, {minutes:g} minutes, {' '.join(ops)}")
     s = Soak(binary, seed, disks or [(d, aio) for d in guest.DRIVERS for aio in guest.AIO], directory, patience)
     start, problem = time.monotonic(), "interrupted"
     try:
@@ -429,21 +429,15 @@ def must_notice(binary, op, directory=LOGS / "sabotage"):
 
 def main():
     stack = common.stack_name()
-    minutes, seed = os.environ.get("MINUTES") or "30", os.environ.get("SEED") or None
-    try:
-        if float(minutes) <= 0:
-            raise ValueError
-    except ValueError:
-        raise ToolError(f"MINUTES={minutes}: a number above 0") from None
-    if seed and not seed.isdigit():
-        raise ToolError(f"SEED={seed}: a number, as an earlier run has printed it")
+    minutes = common.number(os.environ, "MINUTES", 30, 0.01, 10 ** 6, float)
+    seed = common.number(os.environ, "SEED", 0, 0, (1 << 63) - 1) if os.environ.get("SEED") else None
     ops = os.environ.get("OPS", "").split() or OPS
     for op in ops:
         if op not in [*OPS, *SABOTAGE]:
             raise ToolError(f"OPS={op}: one or more of {' '.join([*OPS, *SABOTAGE])}")
     binary = build.binary_to_test(stack)
     guest.build_image()
-    soak(binary, float(minutes), int(seed) if seed else None, ops, show=lambda f: print(table(f), flush=True))
+    soak(binary, minutes, seed, ops, show=lambda f: print(table(f), flush=True))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ SUBMODULES = ["ui/keycodemapdb", "tests/fp/berkeley-softfloat-3", "tests/fp/berk
               "dtc", "meson"]
 SUBPROJECTS = ["keycodemapdb", "berkeley-softfloat-3", "berkeley-testfloat-3"]
 # What pin.json says about the build and the series; another value is not another base.
-NOT_THE_BASE = ("configure", "python")
+NOT_THE_BASE = ("configure", "python", "check", "gone")
 
 
 def read_pin(stack):
@@ -39,13 +39,6 @@ def read_pin(stack):
     if missing:
         raise ToolError(f"{path}: no {', '.join(sorted(missing))} in it")
     return pin
-
-
-def write_json(path, data):
-    """Whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(data, indent=2) + "\n")
-    new.replace(path)
 
 
 # -- apt, with private lists ---------------------------------------------------
@@ -239,7 +232,7 @@ def unpack_python(stack):
     shutil.rmtree(out, ignore_errors=True)
     for deb in debs:
         run(["dpkg-deb", "--extract", deb, out])
-    write_json(marker, wanted)
+    common.write_json(marker, wanted)
 
 
 def fetch_debs(wanted, apt):
@@ -476,7 +469,7 @@ def base(stack):
     git(repo, "update-ref", "refs/tool/base", new.commit)
     if new.debian:
         git(repo, "update-ref", "refs/tool/debian", new.debian)
-    write_json(state, dataclasses.asdict(new))
+    common.write_json(state, dataclasses.asdict(new))
     if new.note:
         progress(new.note)
     return new

@@ -84,17 +84,15 @@ def words(name, known):
 
 def main():
     stack = common.stack_name()
-    rounds = os.environ.get("ROUNDS") or "2000"
-    if not rounds.isdigit() or int(rounds) == 0:
-        raise ToolError(f"ROUNDS={rounds}: a number from 1")
+    rounds = common.number(os.environ, "ROUNDS", 2000, 1, 10 ** 9)
     engines, drivers = words("AIO", guest.AIO), words("DRIVER", guest.DRIVERS)
     binary = build.binary_to_test(stack)
     guest.build_image()
-    bad = run_all(binary, engines, drivers, int(rounds))
+    bad = run_all(binary, engines, drivers, rounds)
     if not os.environ.get("QEMU"):
         binary = build.sanitized(stack) / "qemu-system-x86_64"
         with common.setenv(**LATE):
-            bad += run_all(binary, engines, drivers, min(int(rounds), LATE_ROUNDS), ", sections end late")
+            bad += run_all(binary, engines, drivers, min(rounds, LATE_ROUNDS), ", sections end late")
     return 1 if bad else 0
 
 
