@@ -48,6 +48,8 @@ FIRMWARE = ["/usr/share/seabios/bios-256k.bin", "/usr/share/seabios/vgabios-stdv
 LATE = {"DEFER_CALL_DELAY": "20000/4"}
 UNLOCKED = {"DEFER_CALL_DELAY": "20000/1", "DEFER_CALL_DELAY_UNLOCKED": "1"}
 NO_BARRIER = {**UNLOCKED, "DEFER_CALL_NO_BARRIER": "1"}
+# Where a drain attaches host notifiers: one while the device stops; without the check for that, which must be noticed.
+DRAIN, DRAIN_UNGUARDED = ({"DEFER_CALL_DRAIN_IN_STOP": value} for value in ("1", "unguarded"))
 # Arguments of QEMU's iotests runner, which tests (a group, or words that their source
 # has), and how many have to run; tests to leave out, with the reason.
 TOUCHED = "iothread|throttl|mirror|commit|blkdebug"     # nested event loops and drains
@@ -289,6 +291,9 @@ def check_sanitizers(results, stack):
     hooks = {"late": LATE}
     if "DEFER_CALL_DELAY_UNLOCKED" in (src / "util/defer-call.c").read_text():
         hooks["unlocked"] = UNLOCKED
+    drains = "DEFER_CALL_DRAIN_IN_STOP" in (src / "hw/block/virtio-blk.c").read_text()
+    if drains:
+        hooks["drain"] = DRAIN
     # They mostly wait, so side by side
     with setenv(UBSAN_OPTIONS="halt_on_error=1"), concurrent.futures.ThreadPoolExecutor() as pool:
         status = pool.submit(command, [directory / "tests/unit/test-defer-call", "--tap", "-k"], log, 300,
@@ -298,6 +303,8 @@ def check_sanitizers(results, stack):
         lost = {aio: pool.submit(notify_test, f"no barrier {aio}", directory,
                                  "-p", f"/x86_64/virtio-notify/blk/{aio}/stop", hooks=NO_BARRIER)
                 for aio in guest.AIO}
+        unguarded = drains and pool.submit(notify_test, "drain unguarded", directory,
+                                           "-p", "/x86_64/virtio-notify/blk/io_uring/stop", hooks=DRAIN_UNGUARDED)
     results.tap("sanitizers", log, wanted)
     if status.result():
         results.add("sanitizers exit status", f"{status.result()}, see {log}")
@@ -307,6 +314,10 @@ def check_sanitizers(results, stack):
         noticed = "notification lost" in log.result().read_text(errors="replace")
         results.add(f"sanitizers {aio}: without the barrier a lost notification is noticed",
                     None if noticed else f"nothing was lost, so the test is too weak, see {log.result()}")
+    if drains:
+        noticed = "AddressSanitizer" in unguarded.result().read_text(errors="replace")
+        results.add("sanitizers io_uring: host notifiers that a drain attaches during the stop are noticed",
+                    None if noticed else f"AddressSanitizer found nothing, so the test is too weak, see {unguarded.result()}")
 
 
 def races(text, files):
