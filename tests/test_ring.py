@@ -155,6 +155,9 @@ class Parameters(unittest.TestCase):
 
     def test_own_disk_is_not_overwritten(self):
         with tempfile.NamedTemporaryFile() as f:
+            with self.assertRaisesRegex(ToolError, "smaller than 1 MiB"):
+                parameters(DISK=f.name)
+            f.truncate(1 << 20)
             self.assertEqual(parameters(DISK=f.name).disk, os.path.realpath(f.name))
             with self.assertRaisesRegex(ToolError, "WRITE_OK=1"):
                 parameters(DISK=f.name, RW="write")
