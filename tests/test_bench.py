@@ -254,8 +254,8 @@ class Keeping(unittest.TestCase):
 
     def test_load_generator_follows_unless_a_workload_was_chosen(self):
         import ring
-        for env, follows in [({}, True), ({"PAIRS": "3", "RUNTIME": "1"}, True), ({"RW": "read"}, False), ({"RW": "read", "RING": "on"}, True),
-                             ({"RING": "off"}, False), ({"QEMU_A": "/a", "QEMU_B": "/b"}, True)]:
+        for env, follows in [({}, True), ({"PAIRS": "3", "RUNTIME": "1"}, True), ({"RW": "read"}, False),
+                             ({"RW": "read", "RING": "on"}, True), ({"RING": "off"}, False), ({"QEMU_A": "/a", "QEMU_B": "/b"}, True)]:
             with self.subTest(env), mock.patch.dict(os.environ, env), mock.patch("bench.bench") as guests, \
                     mock.patch("bench.build.main"), mock.patch("bench.series.update_tree"), \
                     mock.patch("common.progress") as said, mock.patch("ring.cpu_list", lambda: [0, 1]), \

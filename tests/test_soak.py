@@ -107,7 +107,9 @@ class Take(unittest.TestCase):
 
 class BadInput(unittest.TestCase):
     def test_variables(self):
-        for name, value, said in [("MINUTES", "0", "MINUTES=0: give a number"), ("MINUTES", "nan", "MINUTES=nan: give a number"),
+        for name, value, said in [("MINUTES", "0", "MINUTES=0: give a number"),
+                                  ("MINUTES", "long", "MINUTES=long: give a number"),
+                                  ("MINUTES", "nan", "MINUTES=nan: give a number"),
                                   ("SEED", "x", "SEED=x: give a whole number"), ("OPS", "stops dance", "one or more of stops")]:
             env = {k: v for k, v in os.environ.items() if k not in ("MINUTES", "SEED", "OPS")}
             p = subprocess.run([sys.executable, common.ROOT / "tools/soak.py"], env={**env, name: value},

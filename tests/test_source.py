@@ -345,7 +345,7 @@ class TestBase(unittest.TestCase):
 
     def test_arguments_of_configure_are_not_the_base(self):
         self.base()
-        self.pin({**self.pinned, "configure": ["--x"], "python": {}})
+        self.pin({**self.pinned, "configure": ["--x"], "python": {}, "check": ["unit"], "gone": ["x"], "series_tree": "0"})
         (self.fake / "offline").touch()
         shutil.rmtree(common.BUILD / "apt")
         self.assertTrue(self.base().pinned)

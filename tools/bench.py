@@ -131,7 +131,7 @@ def own_job(name):
 def own_disk(name, writes, write_ok, rw=""):
     """The real path of DISK=, after checks that it can be used the way it will be.
 
-    rw: what to call the workload when it would write without WRITE_OK=1; without it the disk will be read-only.
+    With rw, a workload that writes without WRITE_OK=1 is refused and called that; without rw the disk is read-only then.
     """
     path = pathlib.Path(name).resolve()
     try:

@@ -26,7 +26,7 @@ SUBMODULES = ["ui/keycodemapdb", "tests/fp/berkeley-softfloat-3", "tests/fp/berk
               "dtc", "meson"]
 SUBPROJECTS = ["keycodemapdb", "berkeley-softfloat-3", "berkeley-testfloat-3"]
 # What pin.json says about the build and the series; another value is not another base.
-NOT_THE_BASE = ("configure", "python", "check", "gone")
+NOT_THE_BASE = ("configure", "python", "check", "gone", "series_tree")
 
 
 def read_pin(stack):
@@ -445,7 +445,7 @@ def base(stack):
         key = f"QEMU_SRC {path} {commit}"
     else:
         about = {k: v for k, v in pin.items() if k not in NOT_THE_BASE}
-        key = "pin " + hashlib.sha256(json.dumps({**about, "series_tree": ""}, sort_keys=True).encode()).hexdigest()
+        key = "pin " + hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     try:
         known = Base(**json.loads(state.read_text()))
         if known.key == key:
