@@ -3,6 +3,7 @@
 import collections
 import errno
 import hashlib
+import os
 import pathlib
 import sys
 import tempfile
@@ -69,10 +70,11 @@ class Cases(unittest.TestCase):
 
     def test_rings(self):
         all_of_it = figures(written=32 * MIB, read=32 * MIB)
-        with mock.patch("os.sched_setscheduler"):
-            self.vm.iothread_tid.return_value = 1
+        with mock.patch("os.setpriority") as nice:
+            self.vm.iothread_tid.return_value = tid = 1 << 30      # of no process
             self.vm.check.return_value = "       0        0\n    1000      200\n"
             self.run_case(faults.Rings, [all_of_it])
+            nice.assert_called_once_with(os.PRIO_PROCESS, tid, 19)
             self.vm.check.return_value = "    1000       24\n"
             with self.assertRaisesRegex(ToolError, "no more than 1024 requests"):
                 self.run_case(faults.Rings, [all_of_it])
