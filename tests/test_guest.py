@@ -21,7 +21,8 @@ HANG = "#!/bin/sh\necho $$ >{0}/pid\necho stuck >&2\nexec sleep 600\n"
 EXIT = "#!/bin/sh\necho $$ >{0}/pid\necho 'could not find ROM' >&2\nexit 3\n"
 # A QEMU with a monitor and no guest: answers every QMP command.
 MONITOR = """#!/usr/bin/python3
-import json, os, re, socket, sys, time
+import json, os, re, signal, socket, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0) if {1} else None)
 open("{0}/pid", "w").write(str(os.getpid()))
 console = re.search("id=console,path=([^,]+),", " ".join(sys.argv))[1]
 open(console, "w").write("Booting\\r\\nKernel panic - not syncing\\r\\n")
@@ -104,11 +105,16 @@ class Fakes(unittest.TestCase):
             self.assertEqual(vm.qmp("query-status"), {})
         self.assert_gone()
 
-    def test_does_not_end(self):
-        vm = self.guest(MONITOR, quits=False).start()
-        with self.assertRaisesRegex(ToolError, "did not end within 0.5 s"):
-            vm.shutdown(timeout=.5)
+    def test_ends_by_sigterm(self):
+        self.guest(MONITOR).start().shutdown(how="SIGTERM")
         self.assert_gone()
+
+    def test_does_not_end(self):
+        for how in ["quit", "SIGTERM"]:
+            vm = self.guest(MONITOR, quits=False).start()
+            with self.assertRaisesRegex(ToolError, f"did not end within 0.5 s of `{how}`"):
+                vm.shutdown(.5, how)
+            self.assert_gone()
 
     def test_crash(self):
         with self.assertRaisesRegex(ToolError, "QEMU ended with -6"):

@@ -65,14 +65,18 @@ class Judge(unittest.TestCase):
             self.assertTrue(soak.console_problem(text, pulled))
 
 
-class Take(unittest.TestCase):
-    """Rounds of fio as the guest sends them."""
+class Toy(unittest.TestCase):
+    """A soak of two disks, without a guest."""
 
     def setUp(self):
         d = tempfile.TemporaryDirectory()
         self.addCleanup(d.cleanup)
         self.soak = soak.Soak("/nothing", 1, [("virtio-blk-pci", "native"), ("virtio-scsi-pci", "threads")],
                               pathlib.Path(d.name), 30)
+
+
+class Take(Toy):
+    """Rounds of fio as the guest sends them."""
 
     def take(self, *rounds, **kw):
         self.soak.take("".join(f"== result.{n}.{r}\n{text}" for n, r, text in rounds) + "== \n/ended.1\n", **kw)
@@ -86,6 +90,10 @@ class Take(unittest.TestCase):
     def test_error(self):
         with self.assertRaisesRegex(ToolError, "virtio-scsi-pci aio=threads: fio round 3: Input/output error"):
             self.take((0, 1, round_of_fio()), (1, 3, round_of_fio(error=errno.EIO)))
+
+    def test_errors_of_several_disks(self):
+        with self.assertRaisesRegex(ToolError, "aio=native: fio round 2: .*; virtio-scsi-pci aio=threads: fio round 3: "):
+            self.take((0, 2, round_of_fio(error=errno.EIO)), (1, 3, round_of_fio(error=errno.EIO)))
 
     def test_error_of_a_pulled_disk(self):
         self.take((1, 3, round_of_fio(error=errno.EIO)), pulled=1)
@@ -105,6 +113,59 @@ class Take(unittest.TestCase):
         self.assertGreater(len({tuple(order(s)) for s in range(10)}), 1)
 
 
+class Alive(Toy):
+    """Which disk does nothing, and which IOThread too much."""
+
+    def setUp(self):
+        super().setUp()
+        self.soak.vm = mock.Mock()
+        self.soak.collect = mock.Mock()
+        self.soak.patience = 0
+        self.counts = {}        # requests of each disk: these, and each time so many more
+
+    def stats(self, command):
+        self.assertEqual(command, "query-blockstats")
+        self.counts = {qdev: (n + more, more) for qdev, (n, more) in self.counts.items()}
+        return [{"node-name": "target", "stats": {}}] + [
+            {"qdev": qdev, "stats": {"rd_operations": n, "wr_operations": 3}} for qdev, (n, _) in self.counts.items()]
+
+    def alive(self, blk, scsi):
+        """The devices as 7.2 and 10.2 name them: a virtio-blk's has no id, an scsi-hd has one."""
+        self.soak.vm.qmp = self.stats
+        self.counts = {"/machine/peripheral/disk0/virtio-backend": (10, blk), "lun1": (10, scsi)}
+        self.soak.alive()
+
+    def test_progress(self):
+        self.alive(1, 1)
+
+    def test_a_disk_that_hangs(self):
+        for blk, scsi, said in [(0, 1, "^virtio-blk-pci aio=native: the disk hangs[^;]*$"),
+                                (1, 0, "^virtio-scsi-pci aio=threads: the disk hangs[^;]*$"),
+                                (0, 0, "^virtio-blk-pci aio=native: the disk hangs.*; virtio-scsi-pci aio=threads: the disk")]:
+            with self.subTest(said), mock.patch("time.sleep") as sleep, self.assertRaisesRegex(ToolError, said):
+                self.alive(blk, scsi)
+            sleep.assert_not_called()
+
+    def test_a_disk_that_is_not_listed(self):
+        self.soak.vm.qmp = self.stats
+        self.counts = {"/machine/peripheral/disk0/virtio-backend": (10, 1), "lun10": (10, 1)}
+        with self.assertRaisesRegex(ToolError, "virtio-scsi-pci aio=threads: query-blockstats does not list lun1$"):
+            self.soak.alive()
+
+    def test_idle(self):
+        self.soak.vm.paused.return_value = contextlib.nullcontext()
+        self.soak.vm.busy.side_effect = [[.9, .9], [0, .9], [0, .1], [.1, 0]]       # two need a moment to come to rest
+        self.soak.idle()
+        self.assertEqual(self.soak.vm.busy.call_count, 4)
+        for looks, said in [([[.1, .9]] * 3, "^virtio-scsi-pci aio=threads: without requests its IOThread uses 90% "
+                                             "of a CPU, the guest is running$"),
+                            ([[0, 0]] + [[.8, 0]] * 3, "^virtio-blk-pci aio=native: .* uses 80% .* is paused$"),
+                            ([[.8, .9]] * 3, "native: .*; .*threads: ")]:
+            self.soak.vm.busy.side_effect = looks
+            with self.subTest(said), self.assertRaisesRegex(ToolError, said):
+                self.soak.idle()
+
+
 class BadInput(unittest.TestCase):
     def test_variables(self):
         for name, value, said in [("MINUTES", "0", "MINUTES=0: give a number"),
@@ -122,8 +183,15 @@ class Notices(unittest.TestCase):
     """must_notice(), which `make check` runs in a real guest, says no itself."""
 
     def test_it_does(self):
-        with mock.patch.object(soak, "soak", side_effect=ToolError("x: the disk hangs: no request for 5 s")):
+        hang = [f"{driver} aio={aio}: the disk hangs: no request for 5 s"
+                for driver in ["virtio-blk-pci", "virtio-scsi-pci"] for aio in ["native", "io_uring", "threads"]]
+        with mock.patch.object(soak, "soak", side_effect=ToolError("; ".join(hang))) as ran:
             soak.must_notice("/nothing", "hang")
+        ran.assert_called_once()
+        for n in range(len(hang)):
+            with mock.patch.object(soak, "soak", side_effect=ToolError("; ".join(hang[:n] + hang[n + 1:]))), \
+                    self.assertRaises(ToolError):
+                soak.must_notice("/nothing", "hang")
 
     def test_it_does_not(self):
         for effect, said in [(None, "found nothing wrong"), (ToolError("no space"), "no space")]:

@@ -21,6 +21,7 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -245,6 +246,10 @@ class Disk:
                      **self.on_error}]
         raise ToolError(f"disk driver {self.driver}: virtio-blk-pci or virtio-scsi-pci")
 
+    def qdev(self, n):
+        """What query-blockstats and block_set_io_throttle call the device that has the drive."""
+        return f"lun{n}" if self.driver == "virtio-scsi-pci" else f"/machine/peripheral/disk{n}/virtio-backend"
+
     def arguments(self, n):
         """QEMU's arguments for this disk as the guest's number n."""
         args = ["-object", f"iothread,id=iothread{n}"] if self.iothread else []
@@ -378,13 +383,17 @@ class Guest:
             return self.pid
         return next(t["thread-id"] for t in self.qmp("query-iothreads") if t["id"] == f"iothread{n}")
 
-    def shutdown(self, timeout=30):
-        """End QEMU by QMP; a crash or a hang on the way out is a ToolError."""
+    def shutdown(self, timeout=30, how="quit"):
+        """End QEMU by QMP or by SIGTERM; a crash or a hang on the way out is a ToolError."""
         if not self._machine:
             return
         machine, self._machine = self._machine, None
         try:
-            machine.shutdown(timeout=timeout)
+            if how == "SIGTERM":
+                os.kill(machine.get_pid(), signal.SIGTERM)
+                machine.wait(timeout=timeout)
+            else:
+                machine.shutdown(timeout=timeout)
         except BaseException as e:
             if machine.is_running():
                 machine.kill()
@@ -394,7 +403,7 @@ class Guest:
             self._job.close()
         code = machine.exitcode()
         if code == -9:
-            raise ToolError(f"{self.label}: QEMU did not end within {timeout} s of `quit` "
+            raise ToolError(f"{self.label}: QEMU did not end within {timeout} s of `{how}` "
                             f"and was killed; {self._said()}")
         if code:
             raise ToolError(f"{self.label}: QEMU ended with {code}; {self._said()}")
@@ -414,11 +423,19 @@ class Guest:
         if self._job:
             self._job.close()
 
-    def reset(self, timeout=60):
-        """Push the reset button and wait until the guest takes jobs again."""
-        self._press_reset()
+    def reset(self, timeout=60, paused=False):
+        """Push the reset button, perhaps while the guest is paused, and wait until it takes jobs again."""
+        with self.paused() if paused else contextlib.nullcontext():
+            self._press_reset()
         self.wait_ready(timeout)
         self.qmp("set-action", reboot="shutdown")   # not before: SeaBIOS resets a second time
+
+    @contextlib.contextmanager
+    def paused(self):
+        """The guest does not run meanwhile."""
+        self.qmp("stop")
+        yield
+        self.qmp("cont")
 
     def _press_reset(self):
         self.qmp("set-action", reboot="reset")      # -no-reboot is for a guest that panics
@@ -432,6 +449,11 @@ class Guest:
 
         A guest that makes memory dirty faster than it is saved is stopped after some seconds.
         """
+        self.save(path, timeout, patience)
+        self.resume(path, timeout)
+
+    def save(self, path, timeout=60, patience=5):
+        """Save the guest to a file and end QEMU."""
         deadline = time.monotonic() + timeout
         # what QEMU has not read of the job channel would be lost with its end
         while struct.unpack("i", fcntl.ioctl(self._job, termios.TIOCOUTQ, bytes(4)))[0]:
@@ -443,8 +465,11 @@ class Guest:
         self._wait_migrated(deadline, time.monotonic() + patience)
         self._receive_rest()
         self.shutdown()
+
+    def resume(self, path, timeout=60):
+        """Start QEMU with the guest that save() has saved."""
         self.start(f"exec:cat {shlex.quote(str(path))}")
-        self._wait_migrated(deadline)
+        self._wait_migrated(time.monotonic() + timeout)
         self.qmp("cont")
 
     def _wait_migrated(self, deadline, stop_at=None):
@@ -576,6 +601,27 @@ class Guest:
         """For how many seconds the thread that fared worst has waited for a CPU."""
         return max(self._scheduled(1).values(), default=0)
 
+    def _watch(self):
+        """Look at QEMU's threads from now on.
+
+        The function that it returns says which part of the time each has run, or would have but for
+        other threads, {thread id: part}, and how many seconds that was.
+        """
+        start, before = time.monotonic(), [self._scheduled(0), self._scheduled(1)]
+
+        def wanted():
+            after, seconds = [self._scheduled(0), self._scheduled(1)], time.monotonic() - start
+            return {tid: sum(after[n].get(tid, 0) - before[n].get(tid, 0) for n in range(2)) / seconds
+                    for tid in after[0]}, seconds
+        return wanted
+
+    def busy(self, seconds):
+        """Which part of this time the IOThread of each disk has run, or would have but for other threads."""
+        wanted = self._watch()
+        time.sleep(seconds)
+        parts = wanted()[0]
+        return [parts[self.iothread_tid(n)] for n in range(len(self.disks))]
+
     def _examine(self):
         """Note in a file what QEMU's monitor says of a guest that does not boot; never fails.
 
@@ -587,7 +633,7 @@ class Guest:
             vcpus = [cpu["thread-id"] for cpu in self.qmp("query-cpus-fast")]
         except ToolError:
             vcpus = []
-        start, before = time.monotonic(), [self._scheduled(0), self._scheduled(1)]
+        watch = self._watch()
         with open(self.log_dir / f"{self.label}.hang", "w") as out:
             for command in commands:
                 try:
@@ -596,9 +642,7 @@ class Guest:
                     said = {"return": f"no answer ({type(e).__name__})"}
                 print(f"== {command}\n{said.get('return', said)}", file=out)
                 time.sleep(0.5)
-            after, seconds = [self._scheduled(0), self._scheduled(1)], time.monotonic() - start
-            wanted = {tid: sum(after[n].get(tid, 0) - before[n].get(tid, 0) for n in range(2)) / seconds
-                      for tid in after[0]}
+            wanted, seconds = watch()
             for tid, part in wanted.items():
                 print(f"{'vCPU' if tid in vcpus else 'thread'} {tid}: {part:.0%} of {seconds:.1f} s", file=out)
         return max((wanted.get(tid, 0) for tid in vcpus), default=0)

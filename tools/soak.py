@@ -2,17 +2,23 @@
 """make soak MINUTES=30: fio writes and verifies in a guest while its host gives it no rest.
 
 Six disks, virtio-blk and virtio-scsi with each aio engine, each with an IOThread.
-On the host, in random order: stop and cont, mirror to another file and back,
-snapshot to a qcow2 overlay and commit, hot-unplug and re-plug, system_reset,
-migration to a file and back. It fails on a checksum error, an I/O error that
+On the host, in random order: stop and cont, mirror to another file and back, backups
+that are cancelled and one that is not, snapshot to a qcow2 overlay and commit, the
+machine's state saved there and loaded again, limits of IOPS and bandwidth, another
+size and back, hot-unplug and re-plug, also while the guest is paused, unbind and bind
+of the guest's driver, system_reset, also while it is paused, migration to a file and
+back; in the end SIGTERM under load. It fails on a checksum error, an I/O error that
 unplugging does not explain, a request slower than 30 s, a disk without progress
-for 30 s, a hung task or a panic in the guest, and a QEMU that ends.
+for 30 s, an IOThread that uses CPU while there are no requests (a look at that, after
+each operation, makes the slowest request take as long as the look), a hung task or a
+panic in the guest, and a QEMU that ends, or does not when it has to.
 
 MINUTES= (30), SEED= (replays the order), OPS= (some of the operations),
 QEMU= (a binary other than the series'). The figures are also in
 build/soak/STACK/soak.json, what the guest's kernel said in console.txt beside it.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -31,11 +37,18 @@ from common import ToolError, progress
 LOGS = common.logs("soak")
 AREA_MIB = 8            # what a round of fio writes and verifies
 AREAS = 4               # rounds go around: a finished one stays for the next AREAS - 1
+SIZE = AREAS * AREA_MIB << 20
 PATIENCE = 30           # seconds
-OPS = ["stops", "mirror", "commit", "unplug", "reset", "migrate"]
-# Operations that must make it fail, to see that it can, and what it has to say
-SABOTAGE = {"damage": "fio verifies an earlier round: .*verify: bad", "hang": "the disk hangs: no request for",
-            "crash": "QEMU ended with -6"}
+LOOK, LOOKS = 0.2, 3    # seconds, and how often, to see that an IOThread without requests does nothing
+BUSY = 0.3              # part of the time that is too much then
+OPS = ["stops", "mirror", "backup", "commit", "snapshot", "throttle", "resize", "unplug", "unplug_paused", "rebind",
+       "reset", "reset_paused", "migrate"]
+# Operations that must make it fail, to see that it can: what it has to say (of each disk, if there is a {}), which
+# devices and engines the disks have then. virtio-scsi's IOThread does not poll.
+SABOTAGE = {"damage": ("{}: fio verifies an earlier round: [^;]*verify: bad", guest.DRIVERS, ["threads"]),
+            "hang": ("{}: the disk hangs: no request for", guest.DRIVERS, guest.AIO),
+            "spin": ("{}: without requests its IOThread uses", ["virtio-blk-pci"], guest.AIO),
+            "crash": ("QEMU ended with -6", guest.DRIVERS, ["threads"])}
 BAD_CONSOLE = re.compile(r"blocked for more than|I/O error|Kernel panic|BUG:|Oops|invalid opcode|"
                          r"general protection|timing out command|timed out")
 
@@ -48,6 +61,7 @@ FIO = (f"fio --name=soak --filename=$dev --allow_file_create=0 --ioengine=libaio
 # host knows of, which /settled.N names.
 LOOP = f"""
 n=$1 dev=$2 r=$3 base=$4
+echo $$ >/pid.$n
 until [ -e /stop ]; do
     [ $r -lt $(($(cat /settled.$n) + {AREAS})) ] || {{ sleep 0.2; continue; }}
     {FIO} --verify_backlog=64 >/run.$n 2>&1
@@ -58,6 +72,9 @@ until [ -e /stop ]; do
 done
 touch /ended.$n
 """
+# No new fio, and none of those that run; one may be about to begin
+PAUSE = "kill -STOP $(cat /pid.*) 2>/dev/null; sleep 0.1; killall -STOP fio 2>/dev/null; true"
+GO_ON = "killall -CONT fio 2>/dev/null; kill -CONT $(cat /pid.*) 2>/dev/null; true"
 COLLECT = 'cd /; for f in result.*; do [ -e $f ] || continue; echo "== $f"; cat $f; rm $f; done; echo "== "; ls /ended.* 2>/dev/null; true'
 
 
@@ -97,7 +114,7 @@ class Soak:
         for n, (driver, aio) in enumerate(disks):
             path = directory / f"disk{n}.raw"
             path.write_bytes(b"")
-            os.truncate(path, AREAS * AREA_MIB << 20)
+            os.truncate(path, SIZE)
             self.disks.append(guest.Disk(str(path), aio=aio, driver=driver, queues=2))
         self.vm = guest.Guest(binary, self.disks, label="soak", memory=768, log_dir=directory)
         self.names = [""] * len(disks)          # the device in the guest
@@ -107,10 +124,15 @@ class Soak:
         self.console = directory / "console.txt"
         self.console.write_text("")
         self.ended = set()
-        self.did = dict.fromkeys(["stops", "mirrors", "snapshots", "commits", "unplugs", "lun unplugs",
-                                  "resets", "migrations"], 0)
+        self.did = dict.fromkeys(["stops", "mirrors", "backups", "cancelled backups", "snapshots", "commits",
+                                  "saved states", "loaded states", "limits", "resizes", "unplugs", "lun unplugs",
+                                  "unplugs while paused", "rebinds", "resets", "resets while paused",
+                                  "migrations", "ends by SIGTERM"], 0)
         self.done = [{"driver": driver, "aio": aio, "rounds": 0, "written_mib": 0, "verified_mib": 0,
                       "slowest_s": 0.0} for driver, aio in disks]
+
+    def name(self, n):
+        return f"{self.disks[n].driver} aio={self.disks[n].aio}"
 
     # -- fio in the guest
 
@@ -157,26 +179,30 @@ class Soak:
 
     def take(self, output, pulled=None, only_verify=False):
         """Judge the rounds in this output; of the disk that is pulled out, errors are none."""
+        problems = []
         for m in re.finditer(r"^== \w+\.(\d+)\.(\d+)\n(.*?)(?=^== |\Z)", output, re.M | re.S):
             n, r = int(m[1]), int(m[2])
             written, verified, slowest, error, said = judge(m[3], only_verify)
-            done, name = self.done[n], f"{self.disks[n].driver} aio={self.disks[n].aio}"
+            done = self.done[n]
             done["slowest_s"] = max(done["slowest_s"], slowest)
             # Of a disk that is gone Linux reads 0 bytes without an error, and fio verifies
             # what was in its buffer before. The disk's data is verified when it is back.
             if error and n == pulled:
                 continue
             if error:
-                (self.dir / "fio.txt").write_text(m[3])
-                raise ToolError(f"{name}: fio {'verifies an earlier round' if only_verify else f'round {r}'}: "
-                                f"{os.strerror(error)}, {said or 'nothing more'}; see {self.dir}/fio.txt")
+                (self.dir / f"fio{n}.txt").write_text(m[3])
+                problems.append(f"{self.name(n)}: fio {'verifies an earlier round' if only_verify else f'round {r}'}: "
+                                f"{os.strerror(error)}, {said or 'nothing more'}, see {self.dir}/fio{n}.txt")
+                continue
             if slowest > self.patience:
-                raise ToolError(f"{name}: a request took {slowest:.1f} s")
+                problems.append(f"{self.name(n)}: a request took {slowest:.1f} s")
             done["rounds"] += not only_verify
             done["written_mib"] += written
             done["verified_mib"] += verified
             if not only_verify:
                 self.settled[n] = max(self.settled[n] or (0, 0), (self.base[n], r))
+        if problems:
+            raise ToolError("; ".join(problems))
 
     def collect(self, pulled=None):
         """Take the rounds that are finished, look at the console."""
@@ -199,52 +225,73 @@ class Soak:
 
     def requests(self):
         """How many requests each disk has done."""
-        count = {}
-        for b in self.vm.qmp("query-blockstats"):
-            if m := re.search(r"/(?:disk|lun)(\d+)(/|$)", b.get("qdev") or ""):
-                count[int(m[1])] = b["stats"]["rd_operations"] + b["stats"]["wr_operations"]
-        return count
+        stats = {b.get("qdev"): b["stats"] for b in self.vm.qmp("query-blockstats")}
+        for n, disk in enumerate(self.disks):
+            if disk.qdev(n) not in stats:
+                raise ToolError(f"{self.name(n)}: query-blockstats does not list {disk.qdev(n)}")
+        return [stats[disk.qdev(n)]["rd_operations"] + stats[disk.qdev(n)]["wr_operations"]
+                for n, disk in enumerate(self.disks)]
 
     def alive(self):
         """Wait until each disk has done something from now on."""
         before, deadline = self.requests(), time.monotonic() + self.patience
         while True:
             self.collect()
-            if still := [n for n, c in self.requests().items() if c == before[n]]:
+            if still := [n for n, c in enumerate(self.requests()) if c == before[n]]:
                 if time.monotonic() > deadline:
-                    raise ToolError(f"{self.disks[still[0]].driver} aio={self.disks[still[0]].aio}: "
-                                    f"the disk hangs: no request for {self.patience} s")
+                    raise ToolError("; ".join(f"{self.name(n)}: the disk hangs: no request for {self.patience} s"
+                                              for n in still))
                 time.sleep(.3)
             else:
                 return
 
-    def wait_job(self, job, status):
-        """Wait for a block job; "concluded" must be without an error."""
+    def idle(self):
+        """Without requests no IOThread uses CPU, be the guest running or paused."""
+        self.vm.check(PAUSE)
+        self.look("running")
+        with self.vm.paused():
+            self.look("paused")
+        self.vm.check(GO_ON)
+
+    def look(self, state):
+        """What is just at its end may need a second look."""
+        for _ in range(LOOKS):
+            busy = {n: part for n, part in enumerate(self.vm.busy(LOOK)) if part > BUSY}
+            if not busy:
+                return
+        raise ToolError("; ".join(f"{self.name(n)}: without requests its IOThread uses {part:.0%} of a CPU, the guest "
+                                  f"is {state}" for n, part in busy.items()))
+
+    def wait_job(self, job, status, paused=False, cancelled=False):
+        """Wait for a job; "concluded" must be without an error, unless it was cancelled."""
         deadline = time.monotonic() + 4 * self.patience
         while True:
             now = next(j for j in self.vm.qmp("query-jobs") if j["id"] == job)
-            if now.get("error"):
-                raise ToolError(f"block job {job}: {now['error']}")
+            if now.get("error") and not cancelled:
+                raise ToolError(f"job {job}: {now['error']}")
             if now["status"] == status:
                 return
             if time.monotonic() > deadline:
-                raise ToolError(f"block job {job} is {now['status']}, not {status}, after {4 * self.patience} s")
-            self.collect()
+                raise ToolError(f"job {job} is {now['status']}, not {status}, after {4 * self.patience} s")
+            if not paused:
+                self.collect()
             time.sleep(.1)
+
+    def end_job(self, job, **kw):
+        self.wait_job(job, "concluded", **kw)
+        self.vm.qmp("job-dismiss", id=job)
 
     def finish_job(self, job):
         self.wait_job(job, "ready")
         self.vm.qmp("job-complete", id=job)
-        self.wait_job(job, "concluded")
-        self.vm.qmp("job-dismiss", id=job)
+        self.end_job(job)
 
     # -- what the host does
 
-    def stops(self):
-        for _ in range(self.random.randint(10, 40)):
-            self.vm.qmp("stop")
-            time.sleep(self.random.random() * .02)
-            self.vm.qmp("cont")
+    def stops(self, most=40):
+        for _ in range(self.random.randint(most // 4, most)):
+            with self.vm.paused():
+                time.sleep(self.random.random() * .02)
             time.sleep(self.random.random() * .1)
             self.did["stops"] += 1
 
@@ -252,14 +299,18 @@ class Soak:
         n = self.random.randrange(len(self.disks))
         return n, self.disks[n]
 
-    def mirror(self):
-        """To a copy, go on there, and back."""
+    def nodes(self):
+        """The node of a disk, and one like it on another file."""
         n, disk = self.any_disk()
         copy = self.dir / "copy.raw"
         copy.write_bytes(b"")
-        os.truncate(copy, AREAS * AREA_MIB << 20)
+        os.truncate(copy, SIZE)
         node = disk.blockdev(n)
-        there = {**node, "node-name": "copy", "file": {**node["file"], "filename": str(copy)}}
+        return node, {**node, "node-name": "copy", "file": {**node["file"], "filename": str(copy)}}
+
+    def mirror(self):
+        """To a copy, go on there, and back."""
+        node, there = self.nodes()
         for old, new in [(node, there), (there, node)]:
             if new is node:
                 self.alive()
@@ -271,51 +322,144 @@ class Soak:
             self.vm.qmp("blockdev-del", node_name=old["node-name"])
             self.did["mirrors"] += 1
 
-    def commit(self):
-        """Snapshot to a qcow2 overlay, write there, commit it."""
+    def backup(self):
+        """Slow ones that are cancelled, with stops meanwhile, and one that comes to its end."""
+        node, there = self.nodes()
+        self.vm.qmp("blockdev-add", args_dict=there)
+        for speed in [1 << 20] * self.random.randint(1, 5) + [0]:
+            self.vm.qmp("blockdev-backup", job_id="backup", device=node["node-name"], target="copy", sync="full",
+                        speed=speed, auto_dismiss=False)
+            if speed:
+                self.stops(8)
+                self.vm.qmp("job-cancel", id="backup")
+            self.end_job("backup", cancelled=bool(speed))
+            self.did["cancelled backups" if speed else "backups"] += 1
+        self.vm.qmp("blockdev-del", node_name="copy")
+
+    @contextlib.contextmanager
+    def overlay(self):
+        """Snapshot to a qcow2 overlay, write there meanwhile, commit it."""
         n, disk = self.any_disk()
         overlay = self.dir / "overlay.qcow2"
-        common.run([self.qemu_img, "create", "-q", "-f", "qcow2", overlay, f"{AREAS * AREA_MIB}M"])
+        common.run([self.qemu_img, "create", "-q", "-f", "qcow2", overlay, str(SIZE)])
         self.vm.qmp("blockdev-add", args_dict={
             "driver": "qcow2", "node-name": "overlay", "backing": None, "cache": disk.file()["cache"],
             "file": {**disk.file(), "filename": str(overlay)}})
         self.vm.qmp("blockdev-snapshot", node=f"drive{n}", overlay="overlay")
         self.did["snapshots"] += 1
         self.alive()
-        time.sleep(self.random.random() * 3)
+        yield
         self.vm.qmp("block-commit", job_id="commit", device="overlay", auto_dismiss=False)
         self.finish_job("commit")
         self.vm.qmp("blockdev-del", node_name="overlay")
         self.did["commits"] += 1
 
-    def unplug(self):
+    def commit(self):
+        with self.overlay():
+            time.sleep(self.random.random() * 3)
+
+    def snapshot(self):
+        """Save the state of the machine and of a disk, and load it.
+
+        The other disks do not go back, so the guest does not run between the two.
+        """
+        def job(what, **kw):
+            self.vm.qmp(what, job_id="state", tag="state", devices=["overlay"],
+                        **{} if what == "snapshot-delete" else {"vmstate": "overlay"})
+            self.end_job("state", **kw)
+
+        with self.overlay():
+            for paused in [False, True]:
+                if paused:
+                    self.vm.qmp("stop")
+                job("snapshot-save", paused=paused)
+                self.did["saved states"] += 1
+                if paused:
+                    job("snapshot-load", paused=True)
+                    self.did["loaded states"] += 1
+                    self.vm.qmp("cont")
+                job("snapshot-delete")
+            self.alive()
+
+    def limit(self, n, **limits):
+        """Throttle a disk, or, without limits, do not any more."""
+        none = dict.fromkeys(["bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"], 0)
+        self.vm.qmp("block_set_io_throttle", args_dict={"id": self.disks[n].qdev(n), **none, **limits})
+
+    def throttle(self):
+        """Limits that hold up requests, stops meanwhile, and no limits again."""
+        n, _ = self.any_disk()
+        for limits in [{"iops": self.random.randint(50, 500)}, {"bps": self.random.randint(1, 8) << 20}, {}]:
+            self.limit(n, **limits)
+            self.stops(8)
+        self.did["limits"] += 2
+
+    def resize(self):
+        """Another size under load, which the guest sees, and back."""
+        n, _ = self.any_disk()
+        for size in [SIZE + (self.random.randint(1, 64) << 20), SIZE]:
+            self.vm.qmp("block_resize", node_name=f"drive{n}", size=size)
+            deadline = time.monotonic() + self.patience
+            while (seen := int(self.vm.check(f"cat /sys/block/{self.names[n]}/size")) * 512) != size:
+                if time.monotonic() > deadline:
+                    raise ToolError(f"{self.name(n)}: the guest sees {seen} bytes, not {size}")
+                time.sleep(.1)
+            self.did["resizes"] += 1
+
+    def wait_ended(self, n):
+        """Wait until fio has noticed that its disk is gone."""
+        deadline = time.monotonic() + self.patience
+        while n not in self.ended:
+            if time.monotonic() > deadline:
+                raise ToolError(f"{self.name(n)}: fio does not end when the disk is gone")
+            self.collect(n)
+            time.sleep(.2)
+
+    def load_again(self, n):
+        self.load([n])
+        self.collect(n)                         # what the kernel said of the old one meanwhile
+
+    def unplug(self, paused=False):
         """Pull a disk out under its load: the PCI device, or the SCSI disk behind it."""
         n, disk = self.any_disk()
         devices = disk.devices(n)
         if len(devices) > 1 and self.random.random() < .5:
             devices = devices[1:]
-            self.did["lun unplugs"] += 1
-        else:
-            self.did["unplugs"] += 1
         self.collect()
-        self.vm.qmp("device_del", id=devices[0]["id"])
+        with self.vm.paused() if paused else contextlib.nullcontext():
+            self.vm.qmp("device_del", id=devices[0]["id"])
         self.vm.wait_event("DEVICE_DELETED", self.patience, {"data": {"device": devices[0]["id"]}})
-        deadline = time.monotonic() + self.patience
-        while n not in self.ended:
-            if time.monotonic() > deadline:
-                raise ToolError(f"{disk.driver} aio={disk.aio}: fio does not end when the disk is gone")
-            self.collect(n)
-            time.sleep(.2)
-        for device in devices:
-            self.vm.qmp("device_add", args_dict=device)
-        self.load([n])
-        self.collect(n)                         # what the kernel said of the old one meanwhile
+        self.wait_ended(n)
+        with self.vm.paused() if paused else contextlib.nullcontext():
+            for device in devices:
+                self.vm.qmp("device_add", args_dict=device)
+        self.load_again(n)
+        self.did["unplugs" if "addr" in devices[0] else "lun unplugs"] += 1
+        self.did["unplugs while paused"] += paused
 
-    def reset(self):
+    def unplug_paused(self):
+        self.unplug(paused=True)
+
+    def rebind(self):
+        """The guest's driver lets go of a disk under its load, and takes it again."""
+        n, disk = self.any_disk()
+        driver = f"/sys/bus/virtio/drivers/{disk.driver.removesuffix('-pci').replace('-', '_')}"
+        device = self.vm.disk(n)[1]
         self.collect()
-        self.vm.reset()
-        self.did["resets"] += 1
+        self.vm.check(f"echo {device} >{driver}/unbind", 4 * self.patience)
+        self.wait_ended(n)
+        self.vm.check(f"echo {device} >{driver}/bind", 4 * self.patience)
+        self.load_again(n)
+        self.did["rebinds"] += 1
+
+    def reset(self, paused=False):
+        self.collect()
+        self.vm.reset(paused=paused)
+        self.did["resets while paused" if paused else "resets"] += 1
         self.boot()
+
+    def reset_paused(self):
+        self.reset(paused=True)
 
     def migrate(self):
         if self.random.random() < .5:
@@ -325,25 +469,32 @@ class Soak:
         state.unlink()
         self.did["migrations"] += 1
 
-    # -- what must not pass
+    # -- what must not pass, with each disk that there is
 
     def damage(self):
         """Behind the guest's back, a block is not what it was."""
         self.alive()
-        while not self.settled[0]:
+        while not all(self.settled):
             self.collect()
-        with open(self.disks[0].path, "r+b") as f:
-            f.seek((self.settled[0][1] % AREAS * AREA_MIB << 20) + (AREA_MIB << 19))
-            f.write(os.urandom(64 << 10))
-            os.fsync(f.fileno())
-        self.verify([0])
+        for disk, settled in zip(self.disks, self.settled):
+            with open(disk.path, "r+b") as f:
+                f.seek((settled[1] % AREAS * AREA_MIB << 20) + (AREA_MIB << 19))
+                f.write(os.urandom(64 << 10))
+                os.fsync(f.fileno())
+        self.verify(range(len(self.disks)))
 
     def hang(self):
         """A disk that never finishes a request."""
-        qdev = next(b["qdev"] for b in self.vm.qmp("query-blockstats") if "disk0" in b.get("qdev", ""))
-        self.vm.qmp("block_set_io_throttle", args_dict={"id": qdev, "bps": 1, "bps_rd": 0, "bps_wr": 0,
-                                                        "iops": 0, "iops_rd": 0, "iops_wr": 0})
-        time.sleep(1)
+        for n in range(len(self.disks)):
+            self.limit(n, bps=1)
+        self.patience = 5
+
+    def spin(self):
+        """An IOThread that polls for seconds when there is nothing to do."""
+        for n in range(len(self.disks)):
+            for name, value in [("poll-grow", 1 << 30), ("poll-max-ns", 10 ** 11)]:
+                self.vm.qmp("qom-set", path=f"/objects/iothread{n}", property=name, value=value)
+        self.alive()
 
     def crash(self):
         os.kill(self.vm.pid, signal.SIGABRT)
@@ -363,9 +514,10 @@ class Soak:
                 if not first and time.monotonic() > end:
                     break
                 getattr(self, op)()
+                self.idle()
                 self.alive()
             first = False
-            progress(", ".join(f"{v} {k}" for k, v in self.did.items()) +
+            progress(", ".join(f"{v} {k}" for k, v in self.did.items() if v) +
                      f"; {sum(d['verified_mib'] for d in self.done):.0f} MiB verified")
         self.vm.check("touch /stop")
         deadline = time.monotonic() + 4 * self.patience
@@ -374,8 +526,11 @@ class Soak:
                 raise ToolError(f"the last rounds did not end within {4 * self.patience} s")
             self.collect()
             time.sleep(.2)
-        self.verify(range(len(self.disks)))
-        self.vm.shutdown()
+        self.vm.check("rm /stop")
+        self.load(range(len(self.disks)))
+        self.alive()
+        self.vm.shutdown(2 * self.patience, "SIGTERM")
+        self.did["ends by SIGTERM"] += 1
         self.read_console()
 
 
@@ -417,11 +572,13 @@ def soak(binary, minutes, seed=None, ops=OPS, disks=None, directory=LOGS, patien
 
 
 def must_notice(binary, op, directory=LOGS / "sabotage"):
-    """A ToolError unless this sabotage of a disk ends the soak, with the right words."""
+    """A ToolError unless this sabotage of all the disks ends the soak, with the right words."""
+    words, drivers, engines = SABOTAGE[op]
+    disks = [(driver, aio) for driver in drivers for aio in engines]
     try:
-        soak(binary, .01, 1, [op], [("virtio-blk-pci", "threads")], directory, patience=5)
+        soak(binary, .01, 1, [op], disks, directory)
     except ToolError as e:
-        if not re.search(SABOTAGE[op], str(e)):
+        if not all(re.search(words.format(f"{driver} aio={aio}"), str(e)) for driver, aio in disks):
             raise
     else:
         raise ToolError(f"a soak with the sabotage `{op}` found nothing wrong")
