@@ -42,21 +42,21 @@ class Interrupts(unittest.TestCase):
 
     def test_metrics(self):
         m = report.metrics({"n": 1, **raw()})
-        self.assertEqual(m, {"iops": 500, "p50": 2, "p99": 9, "interrupts": .05, "writes": .1, "cpu": 7000})
+        self.assertEqual(m, {"iops": 500, "p50": 2, "p99": 9, "p999": 20, "interrupts": .05, "writes": .1, "cpu": 7000})
 
     def test_several_jobs(self):
         r = raw()
         side = r["fio"]["jobs"][0]["mixed"]
-        slow = {**side, "clat_ns": {"percentile": {"50.000000": 4000, "99.000000": 5000}}}
+        slow = {**side, "clat_ns": {"percentile": {"50.000000": 4000, "99.000000": 5000, "99.900000": 6000}}}
         r["fio"]["jobs"] = [{"read": side, "write": slow, "trim": {"total_ios": 0}}]
         m = report.metrics({"n": 1, **r})
-        self.assertEqual((m["iops"], m["p50"], m["p99"], m["writes"]), (1000, 4, 9, .05))
+        self.assertEqual((m["iops"], m["p50"], m["p99"], m["p999"], m["writes"]), (1000, 4, 9, 20, .05))
 
     def test_percentiles_of_the_person_s_own(self):
         r = raw()
-        r["fio"]["jobs"][0]["mixed"]["clat_ns"]["percentile"] = {"99.900000": 4000}
+        r["fio"]["jobs"][0]["mixed"]["clat_ns"]["percentile"] = {"99.990000": 4000}
         m = report.metrics({"n": 1, **r})
-        self.assertTrue(math.isnan(m["p50"]) and math.isnan(m["p99"]))
+        self.assertTrue(all(math.isnan(m[p]) for p in ["p50", "p99", "p999"]))
         self.assertEqual(m["iops"], 500)
 
     def test_no_io(self):
@@ -156,6 +156,9 @@ class Directory(unittest.TestCase):
         text, page = self.show()
         self.assertEqual(len(re.findall(r"^write\(2\) per I/O .* better$", text, re.M)), 2)
         self.assertEqual(len(re.findall(r"^IOPS .* none$", text, re.M)), 2)
+        for p in ["p50", "p99", "p99.9"]:
+            self.assertEqual(len(re.findall(rf"^latency {p} \[us\] .* none$", text, re.M)), 2)
+            self.assertEqual(page.count(f"<td>latency {p} [us]</td>"), 2)
         self.assertRegex(text.replace("\n", " "), r"series better than base: aio=native: write\(2\) per I/O -")
         self.assertLessEqual(max(map(len, text.partition("aio=")[2].splitlines()[:-1])), 100)
         self.assertEqual(page.count("<svg"), 3)

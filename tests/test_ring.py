@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -231,15 +232,19 @@ class Measure(unittest.TestCase):
         return (self.dir / "results" / ring.LATEST).resolve()
 
     @staticmethod
-    def toy(ratio=1.3, slower_writes=1):
+    def toy(ratio=1.3, slower_writes=1, p50=1, p999=1):
         calls = []
 
         def one(role):
             calls.append(role)
             noise = 1 + (len(calls) * 7919 % 13 - 6) / 1000
             factor = ratio if role == "series" else 1
-            return raw(iops=1000 * factor * noise, cpu=3000 / factor * noise,
-                       writes=(slower_writes if role == "series" else 0.5) * noise, p99=80 * noise)
+            run = raw(iops=1000 * factor * noise, cpu=3000 / factor * noise,
+                      writes=(slower_writes if role == "series" else 0.5) * noise, p99=80 * noise)
+            if role == "series":
+                run["latency_us"]["p50"] *= p50
+                run["latency_us"]["p999"] *= p999
+            return run
 
         def run(binaries, config, p, image, seed, order):
             return {role: one(role) for role in order[-1]}
@@ -251,13 +256,27 @@ class Measure(unittest.TestCase):
         self.assertRegex(text.replace("\n", " "), r"write\(2\) per I/O: B worse in 4 of 4")
         self.assertRegex(text.replace("\n", " "), r"latency p99: no difference outside of the noise in [34]")
         page = (self.directory() / "report.html").read_text()
-        self.assertEqual(page.count("<svg"), 4)
+        self.assertEqual(page.count("<svg"), 6)
         self.assertIn("submissions per I/O", page)
         self.assertRegex(text.replace("\n", " "), r"above 1\.2 in 4 of 4 configurations \(.* 2\.00, A 1\.00; ")
         self.assertIn("with plots:", text)
         self.assertEqual(text.count("fio on the host: 4,000 IOPS; A 25%, B 3"), 4)
         self.assertIn("fast native, event_idx on: 2 configurations together", text)
         self.assertRegex(text, r"2 configurations together\n +IOPS .* 1\.299 \[.*better")
+
+    def test_each_percentile_of_latency_is_summarised(self):
+        for many in [40, 3]:
+            with mock.patch("ring.MANY", many):
+                text = self.measure(self.toy(p50=1.2, p999=.5))
+            said = text.replace("\n", " ")
+            self.assertIn("latency p50: B worse in 4 of 4", said)
+            self.assertIn("latency p99.9: B better in 4 of 4", said)
+            page = (self.directory() / "report.html").read_text()
+            for p in ["p50", "p99", "p99.9"]:
+                # the groups' tables and each configuration's, or its columns
+                self.assertEqual(len(re.findall(rf"^  latency {re.escape(p)} \[us\] ", text, re.M)), 2 if many == 3 else 6)
+                self.assertIn(f"<th>latency {p}, B/A</th>" if many == 3 else f"<td>latency {p} [us]</td>", page)
+                self.assertIn(f"Latency {p} over the queue depth", page)
 
     def test_each_pair_has_binaries_of_its_own(self):
         toy, used = self.toy(), []

@@ -25,6 +25,7 @@ METRICS = {
     "iops": ("IOPS", ",.0f", True),
     "p50": ("latency p50 [us]", ",.0f", False),
     "p99": ("latency p99 [us]", ",.0f", False),
+    "p999": ("latency p99.9 [us]", ",.0f", False),
     "interrupts": ("interrupts per I/O", ".4f", False),
     "writes": ("write(2) per I/O", ".4f", False),
     "cpu": ("IOThread ns per I/O", ",.0f", False),
@@ -68,7 +69,7 @@ def metrics(run):
     before, after = run["counters"]["before"], run["counters"]["after"]
     interrupts = [count_interrupts(run["interrupts"][t], run["virtio"]) for t in ("before", "after")]
     return {"iops": sum(s["iops"] for s in sides),
-            "p50": percentile("50.000000"), "p99": percentile("99.000000"),
+            "p50": percentile("50.000000"), "p99": percentile("99.000000"), "p999": percentile("99.900000"),
             "interrupts": (interrupts[1] - interrupts[0]) / ios,
             "writes": (after["syscw"] - before["syscw"]) / ios,
             "cpu": (after["cpu_ns"] - before["cpu_ns"]) / ios}
@@ -373,7 +374,7 @@ def plots(bench, table):
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }}
-table {{ border-collapse: collapse; font-size: 13px; margin: 0 0 1.5em }}
+table {{ border-collapse: collapse; font-size: 13px; margin: 0 0 1.5em; display: block; overflow-x: auto }}
 th, td {{ padding: .2em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }}
 th:first-child, td:first-child {{ text-align: left }}
 .better {{ background: #dff0d8 }} .worse {{ background: #f7dddd }}

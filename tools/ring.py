@@ -84,7 +84,8 @@ METRICS = {
     "kicks": ("kicks per I/O", ".4f", False),
     "process_cpu": ("QEMU ns per I/O", ",.0f", False),
 }
-TOLD = ["iops", "cpu", "writes", "p99"]     # what table and summary have room for
+LATENCY = ["p50", "p99", "p999"]
+TOLD = ["iops", "cpu", "writes", *LATENCY]      # what table and summary have room for
 PER_BATCH = 1.2         # notifications for a batch of completions that the driver finds when it looks, wanted at most
 
 
@@ -933,8 +934,8 @@ def plots(info, table):
              panels(table, ratio_drawer("cpu", table), "CPU ratio")),
             (f"write(2) per I/O of the IOThread over the queue depth; {hollow}.",
              panels(table, both_drawer("writes"), "writes per I/O")),
-            (f"Latency p99 over the queue depth; {hollow}.",
-             panels(table, both_drawer("p99"), "p99 [us]"))]
+            *((f"Latency {(name := METRICS[m][0].split()[1])} over the queue depth; {hollow}.",
+               panels(table, both_drawer(m), f"{name} [us]")) for m in LATENCY)]
 
 
 def one_line_each(table, ratio):
