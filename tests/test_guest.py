@@ -190,14 +190,14 @@ class Channel(unittest.TestCase):
 
     def test_time_without_a_cpu_does_not_count(self):
         waits = iter([0, 5, 5])
-        with mock.patch.object(self.vm, "_starved", lambda: next(waits)), \
+        with mock.patch.object(self.vm, "starved", lambda: next(waits)), \
                 mock.patch.object(self.vm, "_examine", return_value=0) as examine:
             t = threading.Timer(.3, self.far.sendall, [b"ready\n"])
             t.start()
             self.addCleanup(t.join)
             self.vm.wait_ready(.1)
             with self.assertRaisesRegex(ToolError, "no answer in time"), \
-                    mock.patch.object(self.vm, "_starved", lambda: 5):
+                    mock.patch.object(self.vm, "starved", lambda: 5):
                 self.vm.wait_ready(.1)
         examine.assert_called_once()
 

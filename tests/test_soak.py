@@ -118,8 +118,10 @@ class Alive(Toy):
 
     def setUp(self):
         super().setUp()
-        self.soak.vm = mock.Mock()
         self.soak.collect = mock.Mock()
+        vm = self.soak.vm
+        vm.qmp, vm.check, vm.paused, vm.busy = self.stats, mock.Mock(), contextlib.nullcontext, mock.Mock()
+        vm.starved, vm.run = mock.Mock(return_value=0), mock.Mock(return_value=(0, "2 in flight"))
         self.soak.patience = 0
         self.counts = {}        # requests of each disk: these, and each time so many more
 
@@ -131,7 +133,6 @@ class Alive(Toy):
 
     def alive(self, blk, scsi):
         """The devices as 7.2 and 10.2 name them: a virtio-blk's has no id, an scsi-hd has one."""
-        self.soak.vm.qmp = self.stats
         self.counts = {"/machine/peripheral/disk0/virtio-backend": (10, blk), "lun1": (10, scsi)}
         self.soak.alive()
 
@@ -145,15 +146,20 @@ class Alive(Toy):
             with self.subTest(said), mock.patch("time.sleep") as sleep, self.assertRaisesRegex(ToolError, said):
                 self.alive(blk, scsi)
             sleep.assert_not_called()
+            self.assertEqual((self.soak.dir / "hang.txt").read_text(), "2 in flight")
+
+    def test_time_without_a_cpu_does_not_count(self):
+        self.soak.vm.starved.side_effect = [0, 100, 100, 0]
+        with mock.patch("time.sleep") as sleep, self.assertRaisesRegex(ToolError, "hangs"):
+            self.alive(0, 1)
+        self.assertEqual(sleep.call_count, 2)
 
     def test_a_disk_that_is_not_listed(self):
-        self.soak.vm.qmp = self.stats
         self.counts = {"/machine/peripheral/disk0/virtio-backend": (10, 1), "lun10": (10, 1)}
-        with self.assertRaisesRegex(ToolError, "virtio-scsi-pci aio=threads: query-blockstats does not list lun1$"):
+        with self.assertRaisesRegex(ToolError, "query-blockstats does not list lun1$"):
             self.soak.alive()
 
     def test_idle(self):
-        self.soak.vm.paused.return_value = contextlib.nullcontext()
         self.soak.vm.busy.side_effect = [[.9, .9], [0, .9], [0, .1], [.1, 0]]       # two need a moment to come to rest
         self.soak.idle()
         self.assertEqual(self.soak.vm.busy.call_count, 4)

@@ -206,6 +206,10 @@ def machine_class(library):
 
 # -- one guest -----------------------------------------------------------------
 
+class Hang(ToolError):
+    """QEMU does not end."""
+
+
 @dataclasses.dataclass
 class Disk:
     """A raw file or block device and the virtio device that shows it to the guest."""
@@ -383,15 +387,32 @@ class Guest:
             return self.pid
         return next(t["thread-id"] for t in self.qmp("query-iothreads") if t["id"] == f"iothread{n}")
 
+    def requests(self):
+        """How many requests each disk has done."""
+        stats = {b.get("qdev"): b["stats"] for b in self.qmp("query-blockstats")}
+        names = [disk.qdev(n) for n, disk in enumerate(self.disks)]
+        for name in names:
+            if name not in stats:
+                raise ToolError(f"{self.label}: query-blockstats does not list {name}")
+        return [stats[name]["rd_operations"] + stats[name]["wr_operations"] for name in names]
+
     def shutdown(self, timeout=30, how="quit"):
-        """End QEMU by QMP or by SIGTERM; a crash or a hang on the way out is a ToolError."""
+        """End QEMU by QMP or by SIGTERM; a crash or a hang on the way out is a ToolError.
+
+        If SIGTERM does not end it, what its threads do is noted in a file, if there is gdb.
+        """
         if not self._machine:
             return
         machine, self._machine = self._machine, None
         try:
             if how == "SIGTERM":
                 os.kill(machine.get_pid(), signal.SIGTERM)
-                machine.wait(timeout=timeout)
+                try:
+                    machine._popen.wait(timeout)
+                except subprocess.TimeoutExpired:
+                    self._note_stacks(machine.get_pid())
+                    raise
+                machine.wait()
             else:
                 machine.shutdown(timeout=timeout)
         except BaseException as e:
@@ -403,10 +424,16 @@ class Guest:
             self._job.close()
         code = machine.exitcode()
         if code == -9:
-            raise ToolError(f"{self.label}: QEMU did not end within {timeout} s of `{how}` "
-                            f"and was killed; {self._said()}")
+            raise Hang(f"{self.label}: QEMU did not end within {timeout} s of `{how}` "
+                       f"and was killed; {self._said()}")
         if code:
             raise ToolError(f"{self.label}: QEMU ended with {code}; {self._said()}")
+
+    def _note_stacks(self, pid):
+        with open(self.log_dir / f"{self.label}.stacks", "w") as out, \
+                contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(["gdb", "-p", str(pid), "-batch", "-ex", "thread apply all bt"],
+                           stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, timeout=60)
 
     def kill(self):
         """End QEMU whatever state it is in; never fails."""
@@ -576,14 +603,14 @@ class Guest:
             return False
 
     def _wait_for_init(self, timeout):
-        starved, deadline = self._starved(), time.monotonic() + timeout
+        starved, deadline = self.starved(), time.monotonic() + timeout
         while True:
             try:
                 while self._line(deadline, "its start") != "ready":
                     pass
                 return
             except ToolError:
-                more = self._starved() - starved
+                more = self.starved() - starved
                 if time.monotonic() < deadline or more < 1:
                     raise
                 starved += more
@@ -597,7 +624,7 @@ class Guest:
                 found[int(stat.parent.name)] = int(stat.read_text().split()[column]) / 1e9
         return found
 
-    def _starved(self):
+    def starved(self):
         """For how many seconds the thread that fared worst has waited for a CPU."""
         return max(self._scheduled(1).values(), default=0)
 

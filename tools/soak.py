@@ -40,7 +40,7 @@ AREAS = 4               # rounds go around: a finished one stays for the next AR
 SIZE = AREAS * AREA_MIB << 20
 PATIENCE = 30           # seconds
 LOOK, LOOKS = 0.2, 3    # seconds, and how often, to see that an IOThread without requests does nothing
-BUSY = 0.3              # part of the time that is too much then
+BUSY = 0.1              # part of the time that is too much then; it is less than 0.01
 OPS = ["stops", "mirror", "backup", "commit", "snapshot", "throttle", "resize", "unplug", "unplug_paused", "rebind",
        "reset", "reset_paused", "migrate"]
 # Operations that must make it fail, to see that it can: what it has to say (of each disk, if there is a {}), which
@@ -75,6 +75,7 @@ touch /ended.$n
 # No new fio, and none of those that run; one may be about to begin
 PAUSE = "kill -STOP $(cat /pid.*) 2>/dev/null; sleep 0.1; killall -STOP fio 2>/dev/null; true"
 GO_ON = "killall -CONT fio 2>/dev/null; kill -CONT $(cat /pid.*) 2>/dev/null; true"
+SEEN = "ps; grep . /sys/block/[sv]d*/inflight; tail -n 3 /run.* /loop.*"     # of a disk that hangs
 COLLECT = 'cd /; for f in result.*; do [ -e $f ] || continue; echo "== $f"; cat $f; rm $f; done; echo "== "; ls /ended.* 2>/dev/null; true'
 
 
@@ -223,27 +224,23 @@ class Soak:
 
     # -- is it alive?
 
-    def requests(self):
-        """How many requests each disk has done."""
-        stats = {b.get("qdev"): b["stats"] for b in self.vm.qmp("query-blockstats")}
-        for n, disk in enumerate(self.disks):
-            if disk.qdev(n) not in stats:
-                raise ToolError(f"{self.name(n)}: query-blockstats does not list {disk.qdev(n)}")
-        return [stats[disk.qdev(n)]["rd_operations"] + stats[disk.qdev(n)]["wr_operations"]
-                for n, disk in enumerate(self.disks)]
-
     def alive(self):
-        """Wait until each disk has done something from now on."""
-        before, deadline = self.requests(), time.monotonic() + self.patience
+        """Wait until each disk has done something from now on.
+
+        Time in which QEMU's threads wanted a CPU and got none does not count.
+        """
+        before, starved, start = self.vm.requests(), self.vm.starved(), time.monotonic()
         while True:
             self.collect()
-            if still := [n for n, c in enumerate(self.requests()) if c == before[n]]:
-                if time.monotonic() > deadline:
-                    raise ToolError("; ".join(f"{self.name(n)}: the disk hangs: no request for {self.patience} s"
-                                              for n in still))
-                time.sleep(.3)
-            else:
+            still = [n for n, c in enumerate(self.vm.requests()) if c == before[n]]
+            if not still:
                 return
+            if time.monotonic() - start > self.patience + self.vm.starved() - starved:
+                with contextlib.suppress(ToolError):
+                    (self.dir / "hang.txt").write_text(self.vm.run(SEEN)[1])
+                raise ToolError("; ".join(f"{self.name(n)}: the disk hangs: no request for {self.patience} s"
+                                          for n in still))
+            time.sleep(.3)
 
     def idle(self):
         """Without requests no IOThread uses CPU, be the guest running or paused."""
