@@ -201,6 +201,15 @@ class Channel(unittest.TestCase):
                 self.vm.wait_ready(.1)
         examine.assert_called_once()
 
+    def test_ready_at_last(self):
+        def examine():
+            self.far.sendall(b"ready\n")
+            return 0
+        with mock.patch.object(self.vm, "starved", lambda: 0), mock.patch.object(self.vm, "_examine", examine), \
+                mock.patch.object(self.vm, "_press_reset") as reset:
+            self.vm.wait_ready(.1)
+        reset.assert_not_called()
+
     def test_tcg_gets_another_chance(self):
         stall = b"rcu: rcu_preempt kthread timer wakeup didn't happen for 5249 jiffies!\r\n"
         for busy, console, ready, resets, said in [

@@ -580,6 +580,9 @@ class Guest:
                 break
             except ToolError as e:
                 busy, stalls = self._examine(), self._stalls(said_before)
+                with contextlib.suppress(ToolError):        # was it only slow?
+                    self._wait_for_init(.1)
+                    break
                 why = f"a vCPU is busy ({busy:.0%}) and does not get on" if busy >= .5 else \
                     "a vCPU gets no timer interrupts" if stalls else "its vCPUs are idle"
                 if self.accel != "tcg" or not chance or (busy < .5 and not stalls):

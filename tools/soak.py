@@ -451,7 +451,7 @@ class Soak:
 
     def reset(self, paused=False):
         self.collect()
-        self.vm.reset(paused=paused)
+        self.vm.reset(4 * self.patience, paused)
         self.did["resets while paused" if paused else "resets"] += 1
         self.boot()
 
