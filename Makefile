@@ -38,10 +38,13 @@ stress: install       ## stop/cont under load: is a notification lost?
 soak: install         ## fio verifies while the host stops, drains, unplugs, resets, migrates
 	@$(PYTHON) tools/soak.py
 
+fuzz: install         ## QEMU's generic-fuzz with libFuzzer, disks on an IOThread
+	@$(PYTHON) tools/fuzz.py
+
 check: install        ## all the tests
 	@$(PYTHON) tools/check.py
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
 
-.PHONY: all install tree export series-check mail build bench bench-ring bench-cost stress soak check help
+.PHONY: all install tree export series-check mail build bench bench-ring bench-cost stress soak fuzz check help

@@ -24,6 +24,7 @@ import source
 from common import ToolError, git, progress, run
 
 NOTIFY_TEST = "tests/qtest/virtio-notify-test"      # the series' own
+FUZZ = "qemu-fuzz-x86_64"
 # Lets tests delay the end of sections and switch the barrier off; no part of the series.
 # A stack whose code is another has its own patches/<stack>/hooks.diff.
 HOOKS = common.ROOT / "tests/hooks.patch"
@@ -90,7 +91,9 @@ def known_arguments(stack, src, args):
     for arg in args:
         option = arg.partition("=")[0]
         out += LATER[arg] if arg in LATER and not re.search(rf"^\s*{option}[=)]", knows, re.M) else [arg]
-    return out + source.read_pin(stack).get("configure", [])
+    clang = any("clang" in arg for arg in args)         # the pin's flags are gcc's
+    return out + [arg for arg in source.read_pin(stack).get("configure", [])
+                  if not (clang and arg.startswith("--extra-cflags="))]
 
 
 def meson(directory):
@@ -258,8 +261,8 @@ class Objects:
         self._run(*words)
 
 
-def hooked(stack, commit):
-    """That commit with the hooks on top, which are for tests only."""
+def hooked(stack, commit, patch=None):
+    """That commit with the hooks, or another patch, on top, which are for tests only."""
     repo, index = common.stack_dir(stack) / "tree", common.stack_dir(stack) / "hooks-index"
     env = {"GIT_INDEX_FILE": str(index), "GIT_AUTHOR_DATE": "2000-01-01T00:00Z",
            "GIT_COMMITTER_DATE": "2000-01-01T00:00Z"}
@@ -267,7 +270,7 @@ def hooked(stack, commit):
     index.unlink(missing_ok=True)
     try:
         git(repo, "read-tree", commit, env=env)
-        git(repo, "apply", "--cached", str(own if own.is_file() else HOOKS), env=env)
+        git(repo, "apply", "--cached", str(patch or (own if own.is_file() else HOOKS)), env=env)
         tree = git(repo, "write-tree", env=env).strip()
         return git(repo, "commit-tree", tree, "-p", commit, "-m", "hooks for tests", env=env).strip()
     finally:
@@ -287,6 +290,23 @@ def sanitized(stack):
         if option not in (build / "build.ninja").read_text():
             raise ToolError(f"configure has left out {option}, see {build}/config.log")
     return build
+
+
+def fuzzer(stack, side):
+    """Build QEMU's fuzz targets with clang's libFuzzer, ASan and UBSan; the binary."""
+    base, commit = series.update_tree(stack)
+    patch = common.ROOT / f"tests/fuzz-{stack}.patch"
+    if not patch.is_file():
+        raise ToolError(f"no {patch}, which lets generic-fuzz work with IOThreads")
+    args = ["--cc=ccache clang" if arg.startswith("--cc=") else arg for arg in configure_arguments()]
+    args += ["--cxx=clang++", "--enable-fuzzing", "--enable-sanitizers",
+             "--extra-cflags=-O1 -gline-tables-only -fno-omit-frame-pointer"]
+    build = build_side(stack, *{"series": ("fuzz", hooked(stack, commit, patch)),
+                                "base": ("fuzz-base", hooked(stack, base.commit, patch))}[side], [FUZZ], args)
+    for option in ["address", "undefined", "fuzzer"]:
+        if f"-fsanitize={option}" not in (build / "build.ninja").read_text():
+            raise ToolError(f"configure has left out -fsanitize={option}, see {build}/config.log")
+    return build / FUZZ
 
 
 def binary_to_test(stack):
