@@ -34,7 +34,7 @@ ENGINES = ["null", *guest.AIO]      # null-co: requests complete at once
 DISK_MIB = 4            # bounds what requests in flight can allocate
 HANG = 20               # seconds for one input
 RSS_MIB = 4096
-TRIES = 10              # how often an input that crashed is run again
+TRIES = 3               # how often an input that crashed is run again
 GRACE = 120             # seconds to start and to end
 SEARCH = 60             # seconds that the base is fuzzed for a crash, at least
 REPEATED = 10           # so many crashes end the turn of an engine
@@ -152,13 +152,13 @@ def modern(queues, features):
     return [*ops, mmio(COMMON, BYTE, 20, 15)]
 
 
-def seeds(driver):
-    """Inputs to start with."""
+def seeds(driver, given=None):
+    """Inputs to start with, of the given requests or of some of each kind."""
     if driver == "virtio-blk-pci":
         before, requests, queues, first = [], blk_requests(), 2, 0
     else:       # the first command after a reset only hears of the reset
         before, requests, queues, first = scsi_requests()[:1], scsi_requests()[1:], 4, 2
-    ring, found = RINGS + first * STRIDE, []
+    requests, ring, found = given or requests, RINGS + first * STRIDE, []
     for setup, make, features in [(legacy, split_ring, 0), (legacy, split_ring, EVENT_IDX),
                                   (modern, split_ring, VERSION_1 | EVENT_IDX),
                                   (modern, packed_ring, VERSION_1 | PACKED)]:
@@ -262,11 +262,11 @@ def libfuzzer(binary, driver, engine, directory, args, limit, sabotage=None):
     return result
 
 
-def fuzz(binary, driver, engine, seconds, directory, sabotage=None):
+def fuzz(binary, driver, engine, seconds, directory, sabotage=None, inputs=None):
     """Fuzz until something crashes or the time is over; what is found is kept in directory/corpus."""
     corpus = directory / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
-    for data in seeds(driver):
+    for data in inputs or seeds(driver):
         (corpus / hashlib.sha1(data).hexdigest()).write_bytes(data)
     result = libfuzzer(binary, driver, engine, directory, [f"-max_total_time={max(1, round(seconds))}", corpus],
                        seconds + GRACE, sabotage)
@@ -281,11 +281,13 @@ def again(binary, driver, engine, path, directory):
     return sum(map(bool, found)), next(filter(None, reversed(found)), "")
 
 
-def must_notice(binary, driver, sabotage, seconds=60):
+def must_notice(binary, driver, sabotage, seconds=120):
     """A ToolError unless the fuzzer finds that mistake in requests of the IOThread."""
     directory = LOGS / f"sabotage-{driver}-{sabotage}"
     shutil.rmtree(directory, ignore_errors=True)
-    result = fuzz(binary, driver, "null", seconds, directory, sabotage)
+    # Many of the bytes decide what is read, so it takes few changes to find one
+    read = blk_requests()[2] if driver == "virtio-blk-pci" else scsi_requests()[3]
+    result = fuzz(binary, driver, "null", seconds, directory, sabotage, seeds(driver, [read] * 16)[32:33])
     if SABOTAGE[sabotage] not in result.crash:
         raise ToolError(f"{driver}: the sabotage `{sabotage}` was not found in {result.runs} runs, "
                         f"but {result.crash or 'nothing'}; see {directory}")
