@@ -132,7 +132,10 @@ class Stacks(unittest.TestCase):
             self.assertEqual(check.wanted_parts([], "v1"), ["unit", "qtest"])
             self.assertEqual(check.wanted_parts(["ring", "qtest"], "v1"), ["qtest"])
         with mock.patch("check.source.read_pin", lambda stack: {}):
-            self.assertEqual(check.wanted_parts([], "v1"), list(check.PARTS))
+            self.assertEqual(check.wanted_parts([], "v1"), [p for p in check.PARTS if p not in check.LONG])
+            self.assertEqual(check.wanted_parts(["fuzz"], "v1"), ["fuzz"])
+            with mock.patch.dict(os.environ, FULL="1"):
+                self.assertEqual(check.wanted_parts([], "v1"), list(check.PARTS))
         with self.assertRaisesRegex(common.ToolError, "ONLY=nonsense"):
             check.wanted_parts(["nonsense"], "v1")
 

@@ -2,8 +2,8 @@
 """make check: every test of the project, a line each, and a count at the end.
 
 STACK= names the stack (default: one after the other), ONLY= the parts to run (default:
-all that the stack's pin.json lets): tools series patches unit soak faults guest sanitizers
-tsan qtest iotests stress ring cost.
+all that the stack's pin.json lets, but for fuzz): tools series patches unit soak faults
+guest sanitizers tsan qtest iotests stress ring cost fuzz. FULL=1 runs fuzz as well.
 """
 
 import concurrent.futures
@@ -24,6 +24,7 @@ import build
 import common
 import cost
 import faults
+import fuzz
 import guest
 import ring
 import series
@@ -156,6 +157,8 @@ def check_series(results, stack):
         results.add(f"series {name}", "; ".join(wrong) or None)
     repo, tip = common.stack_dir(stack) / "tree", series.update_tree(stack)[1]
     results.do("series: the hooks for tests apply", build.hooked, stack, tip)
+    results.do("series: the patch for make fuzz applies", build.hooked, stack, tip,
+               common.ROOT / f"tests/fuzz-{stack}.patch")
     for pattern in pin.get("gone", []):
         left = subprocess.run(["git", "-C", repo, "grep", "-E", pattern, tip], stdout=subprocess.PIPE, text=True)
         results.add(f"series leaves nothing of {pattern}",
@@ -616,11 +619,21 @@ def check_cost(results, stack):
                cost.check_growth, binary, "linear search")
 
 
+def check_fuzz(results, stack):
+    """A while of make fuzz for each device, and the mistakes that it must find."""
+    binary = build.fuzzer(stack, "series")
+    for driver in guest.DRIVERS:
+        results.do(f"fuzz: {driver}", fuzz.check, stack, binary, driver)
+        for sabotage in fuzz.SABOTAGE:
+            results.do(f"fuzz: {driver}: {sabotage} is noticed", fuzz.must_notice, binary, driver, sabotage)
+
+
 SUM = re.compile(r"(\d+) passed, (\d+) failed$")
 PARTS = {"tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit,
          "soak": check_soak, "faults": check_faults, "guest": check_guest, "sanitizers": check_sanitizers,
          "tsan": check_tsan, "qtest": check_qtest, "iotests": check_iotests, "stress": check_stress,
-         "ring": check_ring, "cost": check_cost}
+         "ring": check_ring, "cost": check_cost, "fuzz": check_fuzz}
+LONG = ["fuzz"]         # clang compiles QEMU once more for it: only with FULL=1 or ONLY=
 # They build nothing, so they run, one after the other, beside the parts that come next; what
 # has to be done before
 BESIDE = {"tools": series.update_tree, "soak": prepare_guest, "faults": prepare_guest, "guest": prepare_guest}
@@ -670,7 +683,8 @@ def wanted_parts(only, stack):
         if part not in PARTS:
             raise ToolError(f"ONLY={part}: no such part; there is: {' '.join(PARTS)}")
     fit = source.read_pin(stack).get("check", list(PARTS))
-    return [part for part in only or PARTS if part in fit]
+    default = [part for part in PARTS if part not in LONG or os.environ.get("FULL") == "1"]
+    return [part for part in only or default if part in fit]
 
 
 def check_stack(stack, parts):
@@ -713,6 +727,8 @@ def main():
             one = check_stack(stack, parts)
             results.passed += one.passed
             results.failed += one.failed
+    if not only and os.environ.get("FULL") != "1" and not os.environ.get("SEVERAL_STACKS"):
+        progress(f"left out: {' '.join(LONG)}; FULL=1 runs them")
     progress(f"took {(time.monotonic() - start) / 60:.1f} min")
     for name in results.failed:
         print(f"failed: {name}")
