@@ -52,6 +52,8 @@ UNLOCKED = {"DEFER_CALL_DELAY": "20000/1", "DEFER_CALL_DELAY_UNLOCKED": "1"}
 NO_BARRIER = {**UNLOCKED, "DEFER_CALL_NO_BARRIER": "1"}
 # Where a drain attaches host notifiers: one while the device stops; without the check for that, which must be noticed.
 DRAIN, DRAIN_UNGUARDED = ({"DEFER_CALL_DRAIN_IN_STOP": value} for value in ("1", "unguarded"))
+# Operations of make soak that fit into the time; each comes once.
+SOAK_OPS = ["stops", "mirror", "commit", "unplug", "reset_paused", "migrate"]
 # Arguments of QEMU's iotests runner, which tests (a group, or words that their source
 # has), and how many have to run; tests to leave out, with the reason.
 TOUCHED = "iothread|throttl|mirror|commit|blkdebug"     # nested event loops and drains
@@ -583,9 +585,9 @@ def check_stress(results, stack):
 
 
 def check_soak(results, stack):
-    """A minute of make soak, and what it must notice."""
+    """Some operations of make soak, and what it must notice."""
     binary = binary_of(stack)
-    results.do("soak: 1 minute", soak.soak, binary, 1)
+    results.do(f"soak: {', '.join(SOAK_OPS)}, SIGTERM", soak.soak, binary, .01, ops=SOAK_OPS)
     for sabotage in soak.SABOTAGE:
         results.do(f"soak: {sabotage} is noticed", soak.must_notice, binary, sabotage)
 
