@@ -587,7 +587,7 @@ def check_stress(results, stack):
 def check_soak(results, stack):
     """Some operations of make soak, and what it must notice."""
     binary = binary_of(stack)
-    results.do(f"soak: {', '.join(SOAK_OPS)}, SIGTERM", soak.soak, binary, .01, ops=SOAK_OPS)
+    results.do(f"soak: {', '.join(SOAK_OPS)}, SIGTERM", soak.soak, binary, .01, None, SOAK_OPS)
     for sabotage in soak.SABOTAGE:
         results.do(f"soak: {sabotage} is noticed", soak.must_notice, binary, sabotage)
 
