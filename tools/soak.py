@@ -483,6 +483,10 @@ class Soak:
         for n in range(len(self.disks)):
             self.limit(n, bps=1)
         self.patience = 5
+        before = None
+        while (now := self.vm.requests()) != before:    # what was under way still ends
+            before = now
+            time.sleep(1)
 
     def spin(self):
         """An IOThread that polls for seconds when there is nothing to do."""
