@@ -52,6 +52,9 @@ UNLOCKED = {"DEFER_CALL_DELAY": "20000/1", "DEFER_CALL_DELAY_UNLOCKED": "1"}
 NO_BARRIER = {**UNLOCKED, "DEFER_CALL_NO_BARRIER": "1"}
 # Where a drain attaches host notifiers: one while the device stops; without the check for that, which must be noticed.
 DRAIN, DRAIN_UNGUARDED = ({"DEFER_CALL_DRAIN_IN_STOP": value} for value in ("1", "unguarded"))
+# A virtqueue handler takes a second, and a stop while drained must wait for it.
+SLOW = {"DEFER_CALL_SLOW_HANDLER": "1000000"}
+SLOW_STOP = [f"/x86_64/virtio-notify/{name}/stop-drained" for name in ("blk/io_uring", "scsi/native")]
 # Operations of make soak that fit into the time; each comes once.
 SOAK_OPS = ["stops", "mirror", "commit", "unplug", "reset_paused", "migrate"]
 # Arguments of QEMU's iotests runner, which tests (a group, or words that their source
@@ -309,6 +312,9 @@ def check_sanitizers(results, stack):
         lost = {aio: pool.submit(notify_test, f"no barrier {aio}", directory,
                                  "-p", f"/x86_64/virtio-notify/blk/{aio}/stop", hooks=NO_BARRIER)
                 for aio in guest.AIO}
+        slow = {path: [pool.submit(notify_test, f"slow handler {name} {path.split('/')[3]}", directory, "-p", path, hooks=h)
+                       for name, h in [("waits", SLOW), ("unguarded", {**SLOW, "DEFER_CALL_NO_BARRIER": "1"})]]
+                for path in SLOW_STOP if drains}
         unguarded = drains and pool.submit(notify_test, "drain unguarded", directory,
                                            "-p", "/x86_64/virtio-notify/blk/io_uring/stop", hooks=DRAIN_UNGUARDED)
     results.tap("sanitizers", log, wanted)
@@ -320,6 +326,11 @@ def check_sanitizers(results, stack):
         noticed = re.search(r"Assertion .*notify_deferred", log.result().read_text(errors="replace"))
         results.add(f"sanitizers {aio}: without the barrier QEMU notices a notification that is late",
                     None if noticed else f"it noticed nothing, see {log.result()}")
+    for path, (waits, without) in slow.items():
+        results.tap("sanitizers slow", waits.result(), [path])
+        noticed = "two threads in a virtqueue handler" in without.result().read_text(errors="replace")
+        results.add(f"sanitizers {path}: without the wait two threads in a handler are noticed",
+                    None if noticed else f"it noticed nothing, see {without.result()}")
     if drains:
         noticed = "AddressSanitizer" in unguarded.result().read_text(errors="replace")
         results.add("sanitizers io_uring: host notifiers that a drain attaches during the stop are noticed",

@@ -39,7 +39,7 @@ AREAS = 4               # rounds go around: a finished one stays for the next AR
 SIZE = AREAS * AREA_MIB << 20
 PATIENCE = 30           # seconds
 LOOK, LOOKS = 0.2, 3    # seconds, and how often, to see that an IOThread without requests does nothing
-BUSY = 0.1              # part of the time that is too much then; it is 0 but for one look in hundreds
+BUSY = 0.1              # part of the time that is too much then
 OPS = ["stops", "mirror", "backup", "commit", "snapshot", "throttle", "resize", "unplug", "unplug_paused", "rebind",
        "reset", "reset_paused", "migrate"]
 # Operations that must make it fail, to see that it can: what it has to say (of each disk, if there is a {}), which
