@@ -5,8 +5,10 @@ import io
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from unittest import mock
 
@@ -87,6 +89,24 @@ class Parts(unittest.TestCase):
         found = self.run_parts({"a": good, "b": bad, "c": good, "d": bad},
                                {"c": lambda stack: None, "d": lambda stack: None})
         self.assertEqual((found.passed, sorted(found.failed)), (2, ["b", "d"]))
+        self.assertEqual(sorted(t[:2] for t in found.times), [("stack", part) for part in "abcd"])
+
+    def test_cpu_time_of_children_counts(self):
+        def busy(results, stack):
+            subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < .3: pass"], check=True)
+
+        def idle(results, stack):
+            time.sleep(.3)
+        for beside in {}, dict.fromkeys(["busy", "idle"], lambda stack: None):
+            times = {t[1]: t for t in self.run_parts({"busy": busy, "idle": idle}, beside).times}
+            self.assertGreater(times["busy"][2], .2)
+            self.assertLess(times["idle"][2], .2)
+            self.assertGreaterEqual(times["idle"][3], .3)
+
+    def test_table(self):
+        table = check.time_table([("v1", "unit", 1.6, 9), ("v2", "qtest", 20, 3)]).split("\n")
+        self.assertEqual([line.split() for line in table[1:]],
+                         [["qtest", "v2", "20", "3"], ["unit", "v1", "2", "9"], ["all", "22"]])
 
     def test_cannot_be_prepared(self):
         def unprepared(stack):
@@ -111,12 +131,15 @@ class Stacks(unittest.TestCase):
             toy.write_text(f"import os, sys\n{script}\n")
             with mock.patch.object(check, "__file__", str(toy)):
                 found = check.check_stack("v1", ["unit", "ring"])
+        self.times = found.times
         return found.passed, found.failed, out.getvalue()
 
     def test_counts(self):
         self.assertEqual(self.check("print('ok   a\\n3 passed, 0 failed')"), (3, [], "ok   v1 a\n"))
         self.assertEqual(self.check("print(os.environ['STACK'], os.environ['ONLY'])\nprint('1 passed, 0 failed')"),
                          (1, [], "v1 unit ring\n"))
+        self.assertEqual(self.check("print('time: unit 1.5 2.0\\n1 passed, 0 failed')"), (1, [], ""))
+        self.assertEqual(self.times, [("v1", "unit", 1.5, 2)])
 
     def test_says_no(self):
         self.assertEqual(self.check("print('FAIL b\\nfailed: b\\n3 passed, 1 failed')\nsys.exit(1)")[:2], (3, ["v1 b"]))

@@ -74,6 +74,7 @@ IOTESTS_OUT = {"307": "fails on the base too: QMP's python library loses a race 
 class Results:
     def __init__(self):
         self.passed, self.failed = 0, []
+        self.times = []         # (stack, part, CPU seconds, wall seconds)
 
     def add(self, name, problem=None, seconds=None):
         took = f" ({seconds:.0f} s)" if seconds and seconds >= 1 else ""
@@ -642,6 +643,7 @@ def check_fuzz(results, stack):
 
 
 SUM = re.compile(r"(\d+) passed, (\d+) failed$")
+TIME = re.compile(r"time: (\S+) (\S+) (\S+)\n")         # from a stack's process
 PARTS = {"tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit,
          "soak": check_soak, "faults": check_faults, "guest": check_guest, "sanitizers": check_sanitizers,
          "tsan": check_tsan, "qtest": check_qtest, "iotests": check_iotests, "stress": check_stress,
@@ -652,8 +654,21 @@ LONG = ["fuzz"]         # clang compiles QEMU once more for it: only with FULL=1
 BESIDE = {"tools": series.update_tree, "soak": prepare_guest, "faults": prepare_guest, "guest": prepare_guest}
 
 
+def cpu_seconds():
+    """Of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
+
+
+def time_table(times):
+    """Lines for the person, the part that takes most first."""
+    lines = [f"{'part':12} {'stack':8} {'CPU s':>6} {'wall s':>6}"]
+    lines += [f"{part:12} {stack:8} {cpu:6.0f} {wall:6.0f}" for stack, part, cpu, wall in
+              sorted(times, key=lambda t: -t[2])]
+    return "\n".join([*lines, f"{'all':12} {'':8} {sum(t[2] for t in times):6.0f}"])
+
+
 def run_part(part, stack):
-    results = Results()
+    results, start, cpu = Results(), time.monotonic(), cpu_seconds()
     progress(f"part {part}: {PARTS[part].__doc__.strip().splitlines()[0] if PARTS[part].__doc__ else ''}")
     try:
         PARTS[part](results, stack)
@@ -662,6 +677,7 @@ def run_part(part, stack):
     except Exception as e:      # whatever it is, the other parts still count
         traceback.print_exc()
         results.add(part, f"{type(e).__name__}: {e}")
+    results.times.append((stack, part, cpu_seconds() - cpu, time.monotonic() - start))
     return results
 
 
@@ -671,6 +687,7 @@ def run_parts(parts, stack):
     def count(results):
         total.passed += results.passed
         total.failed += results.failed
+        total.times += results.times
     with concurrent.futures.ProcessPoolExecutor(1) as pool:
         beside = {}
         for part in parts:
@@ -710,6 +727,8 @@ def check_stack(stack, parts):
             for line in p.stdout:
                 if m := re.match(r"(failed: )(.*)", line):
                     results.failed.append(f"{stack} {m[2]}")
+                elif m := TIME.fullmatch(line):
+                    results.times.append((stack, m[1], float(m[2]), float(m[3])))
                 elif not (last := line) or not SUM.match(line):
                     print(re.sub("^(ok  |FAIL) ", rf"\1 {stack} ", line), end="", flush=True)
             p.wait()
@@ -740,8 +759,14 @@ def main():
             one = check_stack(stack, parts)
             results.passed += one.passed
             results.failed += one.failed
+            results.times += one.times
     if not only and os.environ.get("FULL") != "1" and not os.environ.get("SEVERAL_STACKS"):
         progress(f"left out: {' '.join(LONG)}; FULL=1 runs them")
+    if os.environ.get("SEVERAL_STACKS"):
+        for _, part, cpu, wall in results.times:
+            print(f"time: {part} {cpu:.1f} {wall:.1f}")
+    else:
+        print(time_table(results.times))
     progress(f"took {(time.monotonic() - start) / 60:.1f} min")
     for name in results.failed:
         print(f"failed: {name}")
