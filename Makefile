@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # The front door. `make help` lists the targets; docs/ has the depth.
 
 PYTHON ?= /usr/bin/python3

@@ -1,4 +1,6 @@
 /*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
  * Preloaded into QEMU, writes each eventfd notification twice.  A test of the
  * instrument: the load generator must find that.
  */

@@ -1,4 +1,6 @@
 /*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
  * ringload: a virtio-blk driver without a guest.
  *
  * Starts a QEMU with the qtest accelerator and guest RAM in a memfd, sets up

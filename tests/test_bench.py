@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """bench.py: parameters, protection of the person's disk, keeping results."""
 
 import contextlib

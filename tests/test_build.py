@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """build.py on a toy tree, with a fake configure and a real ninja."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How make check judges what tests print."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """common.main(): how each tool answers arguments and trouble, in a line and without a traceback."""
 
 import os
@@ -36,6 +37,16 @@ class Main(unittest.TestCase):
         self.assertEqual((status, err.count("\n")), (1, 1), err)
         self.assertIn(f"guest: {f.name}", err)
         self.assertIn("Not a directory", err)
+
+
+class Licence(unittest.TestCase):
+    def test_each_source_file_names_it(self):
+        sources = [common.ROOT / "Makefile"] + [f for d in ("tools", "tests", "ring") for f in (common.ROOT / d).rglob("*")
+                                                if f.suffix in (".py", ".c", ".sh")]
+        self.assertGreater(len(sources), 30)
+        for f in sources:
+            with self.subTest(f.name):
+                self.assertIn("SPDX-License-Identifier: GPL-2.0-or-later", f.read_text()[:250])
 
 
 if __name__ == "__main__":

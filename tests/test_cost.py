@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How make bench-cost reads valgrind's output and judges the numbers."""
 
 import pathlib

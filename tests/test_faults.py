@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """faults.py: the cases say no to toy guests that misbehave."""
 
 import collections

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """fuzz.py: inputs, what counts as a crash and whose it is, with a toy in place of the fuzzer."""
 
 import contextlib

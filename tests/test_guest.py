@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """guest.py with fakes in place of QEMU: what goes wrong is said, and no process is left."""
 
 import contextlib

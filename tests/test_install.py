@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """install.sh with fake package tools."""
 
 import pathlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """report.py: counting interrupts, statistics on data with a known answer, damaged results."""
 
 import contextlib

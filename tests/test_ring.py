@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """ring.py and ringload: parameters, plan, bad input, statistics and report on toy data."""
 
 import contextlib

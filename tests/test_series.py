@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """series.py on a toy repository: every check has a case in which it says no."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """sigterm.py: what hangs is counted, what crashes is a failure; on toy guests."""
 
 import pathlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """soak.py: what must not pass does not, on toy data."""
 
 import contextlib

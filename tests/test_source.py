@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """source.py with a fake apt and a toy source package: what it takes, and what it refuses."""
 
 import contextlib

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """fio in a guest under two QEMU binaries, in pairs; docs/bench.md has the method.
 
 One fresh QEMU process per sample. Each round starts three of them in random

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Build QEMU without and with the series: build/<stack>/{base,series}/build.
 
     build.py [ninja target ...]

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """make check: every test of the project, a line each, and a count at the end.
 
 STACK= names the stack (default: one after the other), ONLY= the parts to run (default:

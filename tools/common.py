@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What every tool needs: where things lie, how to run commands, how to fail."""
 
 import contextlib

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """make bench-cost: what deferred calls cost, in instructions.
 
 The series' tests/bench/defer-call-bench runs under valgrind's callgrind, which counts

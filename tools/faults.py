@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Faults below a guest's disks: it sees clean errors, or none, and the disks go on.
 
 One guest for each aio engine, with a disk for each case and device. check.py

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """make fuzz MINUTES=10: QEMU's generic-fuzz against virtio-blk and virtio-scsi on an IOThread.
 
 clang's libFuzzer makes up what a driver does with the device's registers and with guest memory;

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The guest that benchmarks and tests run in: build its image, start it, talk to it.
 
 As a script it builds build/guest/ (kernel, initramfs, firmware). As a module:

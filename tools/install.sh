@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Install the Debian packages listed in packages.txt that are missing.
 # Plain sh, because on a bare machine there is no python3 yet.
 set -eu

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Statistics, table and HTML page from a directory of bench.py's results.
 
     tools/report.py [DIRECTORY]       default: build/results/latest

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The load generator (ring/ringload.c) under two QEMU binaries, in pairs.
 
     ring.py                     measure; the parameters are variables, see parameters()

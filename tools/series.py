@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The patch queue: patches/<stack>/*.patch <-> git commits in build/<stack>/tree.
 
     series.py tree | export | check | mail

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """sigterm.py: does QEMU end by SIGTERM while its disks are loaded?
 
 Eight virtio-blk disks with all engines, each with an IOThread, and fio that reads at

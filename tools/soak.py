@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """make soak MINUTES=30: fio writes and verifies in a guest while its host gives it no rest.
 
 Six disks, virtio-blk and virtio-scsi with each aio engine, each with an IOThread.

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Get the base: upstream QEMU out of Debian's source package, or QEMU_SRC=.
 
 patches/<stack>/pin.json says which; what is imported is checked against it.

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """make stress: stop and continue two loaded guests until one loses a notification.
 
 Stopping drains the requests and closes the guest notifiers. A used buffer
