@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
+import threading
 import unittest
 from unittest import mock
 
@@ -162,6 +163,16 @@ class TestBuild(unittest.TestCase):
         (self.top / "patches/toy/hooks.diff").write_text(git(self.repo, "diff"))
         git(self.repo, "checkout", "-q", ".")
         self.assertEqual(git(self.repo, "show", f"{build.hooked('toy', self.first)}:a.c"), "hooked\n")
+
+    def test_one_tool_at_a_time(self):
+        built = []
+        other = threading.Thread(target=lambda: built.append(self.build(self.first)))
+        with common.exclusive("toy"):
+            other.start()
+            other.join(.5)
+            self.assertEqual(built, [])
+        other.join()
+        self.assertEqual(len(built), 1)
 
     def test_full_disk(self):
         with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=5 << 20)):

@@ -191,6 +191,11 @@ def ccache_counts(log):
 
 def build_side(stack, side, commit, targets=TARGETS, args=None):
     """Build one commit in build/<stack>/<side>; the build directory."""
+    with common.exclusive(stack):
+        return build_alone(stack, side, commit, targets, args)
+
+
+def build_alone(stack, side, commit, targets, args):
     top = common.stack_dir(stack) / side
     common.need_space(top, 100 if (top / "build/qemu-system-x86_64").is_file() else 700)
     src = checkout(stack, side, commit)
@@ -268,14 +273,12 @@ def hooked(stack, commit, patch=None):
     env = {"GIT_INDEX_FILE": str(index), "GIT_AUTHOR_DATE": "2000-01-01T00:00Z",
            "GIT_COMMITTER_DATE": "2000-01-01T00:00Z"}
     own = common.patch_dir(stack) / series.HOOKS
-    index.unlink(missing_ok=True)
-    try:
+    with common.exclusive(stack):
+        index.unlink(missing_ok=True)
         git(repo, "read-tree", commit, env=env)
         git(repo, "apply", "--cached", str(patch or (own if own.is_file() else HOOKS)), env=env)
         tree = git(repo, "write-tree", env=env).strip()
         return git(repo, "commit-tree", tree, "-p", commit, "-m", "hooks for tests", env=env).strip()
-    finally:
-        index.unlink(missing_ok=True)
 
 
 def sanitized(stack):

@@ -2,6 +2,7 @@
 """What every tool needs: where things lie, how to run commands, how to fail."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -152,6 +153,19 @@ GIT_ENV = {
 def git(tree, *args, env=None, **kw):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     return run(["git", "-C", tree, *args], env={**kept, **GIT_ENV, **(env or {})}, **kw)
+
+
+@contextlib.contextmanager
+def exclusive(stack):
+    """One tool at a time works on a stack's trees; another one waits for it."""
+    stack_dir(stack).mkdir(parents=True, exist_ok=True)
+    with open(stack_dir(stack) / "lock", "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"waiting for another tool that builds {stack}")
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def need_space(path, mib):
