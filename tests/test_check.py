@@ -74,6 +74,16 @@ class MustFail(unittest.TestCase):
             check.must_fail("hangs", lambda: None)
 
 
+class MustSay(unittest.TestCase):
+    def test_says_no(self):
+        with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()):
+            log, results = pathlib.Path(d, "log"), check.Results()
+            log.write_text("Assertion `!x.notify_deferred' failed\n")
+            check.must_say(results, "a", log, "Assertion .*notify_deferred")
+            check.must_say(results, "b", log, "AddressSanitizer")
+        self.assertEqual((results.passed, results.failed), (1, ["b"]))
+
+
 class Parts(unittest.TestCase):
     def run_parts(self, parts, beside):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), \

@@ -120,6 +120,12 @@ def must_fail(said, function, *args):
     raise ToolError(f"nothing was found wrong, but `{said}` was expected")
 
 
+def must_say(results, name, log, said):
+    """Count a test of something wrong, which its log has to name."""
+    found = re.search(said, log.read_text(errors="replace"))
+    results.add(name, None if found else f"no `{said}`, so it noticed nothing, see {log}")
+
+
 def command(cmd, log, timeout, **kw):
     """Run cmd with both outputs in log; its exit status. Ends it after timeout seconds."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -325,18 +331,15 @@ def check_sanitizers(results, stack):
     for name, log in late.items():
         results.tap(f"sanitizers {name}", log.result())
     for aio, log in lost.items():
-        noticed = re.search(r"Assertion .*notify_deferred", log.result().read_text(errors="replace"))
-        results.add(f"sanitizers {aio}: without the barrier QEMU notices a notification that is late",
-                    None if noticed else f"it noticed nothing, see {log.result()}")
+        must_say(results, f"sanitizers {aio}: without the barrier QEMU notices a notification that is late",
+                 log.result(), "Assertion .*notify_deferred")
     for path, (waits, without) in slow.items():
         results.tap("sanitizers slow", waits.result(), [path])
-        noticed = "a virtqueue handler outlasts the stop" in without.result().read_text(errors="replace")
-        results.add(f"sanitizers {path}: without the wait a handler that outlasts the stop is noticed",
-                    None if noticed else f"it noticed nothing, see {without.result()}")
+        must_say(results, f"sanitizers {path}: without the wait a handler that outlasts the stop is noticed",
+                 without.result(), "a virtqueue handler outlasts the stop")
     if drains:
-        noticed = "AddressSanitizer" in unguarded.result().read_text(errors="replace")
-        results.add("sanitizers io_uring: host notifiers that a drain attaches during the stop are noticed",
-                    None if noticed else f"AddressSanitizer found nothing, so the test is too weak, see {unguarded.result()}")
+        must_say(results, "sanitizers io_uring: host notifiers that a drain attaches during the stop are noticed",
+                 unguarded.result(), "AddressSanitizer")
 
 
 def races(text, files):
