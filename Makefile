@@ -1,51 +1,70 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# The front door. `make help` lists the targets; docs/ has the depth.
+# Thin fronts of ./dc, which has all of the options; NAME=VALUE is --name VALUE. `make help` lists the targets.
 
 PYTHON ?= /usr/bin/python3
 export
 
+# The variables that were given to make, so that one that no option has can be refused
+GIVEN = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(filter-out -%,$(v))))
+DC = $(PYTHON) dc --make '$(GIVEN)' '$(MAKECMDGOALS)'
+
 all: help
 
 install:              ## install the Debian packages that the tools use
-	@[ -n "$(SKIP_INSTALL)" ] || tools/install.sh
+	@[ -n "$(SKIP_INSTALL)" ] || ./install.sh
 
 tree: install         ## git tree of base + series under build/
-	@$(PYTHON) tools/series.py tree
+	@$(DC) series tree
 
 export: install       ## write the tree's commits back to patches/
-	@$(PYTHON) tools/series.py export
+	@$(DC) series export
 
 series-check: install ## lint, git am, re-export, checkpatch
-	@$(PYTHON) tools/series.py check
+	@$(DC) series check
 
 mail: install         ## prepare the series for sending; sends nothing
-	@$(PYTHON) tools/series.py mail
+	@$(DC) series mail
 
 build: install        ## build QEMU without and with the series
-	@$(PYTHON) tools/build.py
+	@$(DC) build
 
 bench: install        ## fio in a guest, base and series side by side
-	@$(PYTHON) tools/bench.py
+	@$(DC) bench
 
 bench-ring: install   ## load generator instead of a guest, base and series side by side
-	@$(PYTHON) tools/ring.py
+	@$(DC) loadgen
 
 bench-cost: install   ## what a deferred call costs, in instructions
-	@$(PYTHON) tools/cost.py
+	@$(DC) cost
+
+results: install      ## table and plots of results once more: DIRECTORY=
+	@$(DC) results
+
+signs: install        ## do other results show the same differences? DIRECTORIES="CLAIMED OTHER"
+	@$(DC) signs
 
 stress: install       ## stop/cont under load: is a notification lost?
-	@$(PYTHON) tools/stress.py
+	@$(DC) stress
 
 soak: install         ## fio verifies while the host stops, drains, unplugs, resets, migrates
-	@$(PYTHON) tools/soak.py
+	@$(DC) soak
+
+sigterm: install      ## does QEMU end by SIGTERM while its disks are loaded?
+	@$(DC) sigterm
 
 fuzz: install         ## QEMU's generic-fuzz with libFuzzer, disks on an IOThread
-	@$(PYTHON) tools/fuzz.py
+	@$(DC) fuzz
+
+image: install        ## the guest's kernel, initramfs and firmware
+	@$(DC) image
 
 check: install        ## all the tests
-	@$(PYTHON) tools/check.py
+	@$(DC) check
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 20
+	@echo 'Options are variables: make bench PAIRS=12. ./dc COMMAND --help tells them:'
+	@./dc --help | sed -n '/^  /p'
 
-.PHONY: all install tree export series-check mail build bench bench-ring bench-cost stress soak fuzz check help
+.PHONY: all install tree export series-check mail build bench bench-ring bench-cost results signs stress soak \
+	sigterm fuzz image check help

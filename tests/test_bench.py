@@ -11,11 +11,11 @@ import tempfile
 import unittest
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
-import bench
-import common
-import guest
-from common import ToolError
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from dctools import common, guest, options
+from dctools.common import ToolError
+from dctools.measure import bench, compared, infio, plan
+from dctools.report.statistics import ROLES
 
 
 def raw(syscw=100, ios=1000, iops=500.0, irqs=50):
@@ -31,10 +31,14 @@ def raw(syscw=100, ios=1000, iops=500.0, irqs=50):
                          "after": {"time": 2, "syscw": 5 + syscw, "cpu_ns": 7000 * ios, **machine}}}
 
 
+def parameters(env):
+    return infio.checked(options.load(infio.Workload, env))
+
+
 class Parameters(unittest.TestCase):
     def test_defaults(self):
-        p = bench.parameters({})
-        self.assertEqual(p.aio, ["native", "io_uring", "threads"])
+        p = parameters({})
+        self.assertEqual(p.aio, ("native", "io_uring", "threads"))
         self.assertEqual((p.iodepth, p.rw, p.bs, p.event_idx, p.disk), (64, "randread", "4k", True, ""))
         self.assertEqual(p.queues, 1)
         self.assertTrue(p.read_only)
@@ -42,14 +46,14 @@ class Parameters(unittest.TestCase):
     def test_empty_is_default(self):
         names = "AIO IODEPTH NUMJOBS RW BS PAIRS RUNTIME DISK EVENT_IDX QUEUES VCPUS FIO_JOB SEED " \
                 "QEMU_A QEMU_B WRITE_OK".split()
-        self.assertEqual(bench.parameters({n: "" for n in names} | {"SEED": "1"}),
-                         bench.parameters({"SEED": "1"}))
+        self.assertEqual(parameters({n: "" for n in names} | {"SEED": "1"}),
+                         parameters({"SEED": "1"}))
 
     def test_good_values(self):
-        p = bench.parameters({"AIO": "threads,native", "EVENT_IDX": "off", "VCPUS": "4", "BS": "64K",
+        p = parameters({"AIO": "threads,native", "EVENT_IDX": "off", "VCPUS": "4", "BS": "64K",
                               "RW": "randrw", "RUNTIME": "0.5", "QUEUES": "3"})
         self.assertEqual((p.aio, p.event_idx, p.vcpus, p.queues, p.runtime),
-                         (["threads", "native"], False, 4, 3, 0.5))
+                         (("threads", "native"), False, 4, 3, 0.5))
         self.assertTrue(p.writes)
         self.assertFalse(p.read_only)       # our own file
 
@@ -64,21 +68,21 @@ class Parameters(unittest.TestCase):
                 ("DISK", "/"), ("FIO_JOB", "/nonexistent/job"), ("QEMU_A", "/bin/true"),
                 ("QEMU_B", "/bin/true")]:
             with self.subTest(name=name, value=value), self.assertRaises(ToolError) as e:
-                bench.parameters({name: value})
+                parameters({name: value})
             self.assertNotIn("\n", str(e.exception))
             self.assertIn(name, str(e.exception))
 
     def test_plan_is_fixed_by_the_seed_and_complete(self):
-        p = bench.parameters({"SEED": "7", "PAIRS": "20"})
-        rounds = bench.plan(p)
-        self.assertEqual(rounds, bench.plan(p))
-        self.assertNotEqual(rounds, bench.plan(bench.parameters({"SEED": "8", "PAIRS": "20"})))
+        p = parameters({"SEED": "7", "PAIRS": "20"})
+        rounds = infio.plan(p)
+        self.assertEqual(rounds, infio.plan(p))
+        self.assertNotEqual(rounds, infio.plan(parameters({"SEED": "8", "PAIRS": "20"})))
         for pair in range(1, 21):
             mine = [r for r in rounds if r[0] == pair]
-            self.assertEqual(sorted(r[1] for r in mine), sorted(bench.ROLES))
+            self.assertEqual(sorted(r[1] for r in mine), sorted(ROLES))
             self.assertEqual(len({tuple(r[2]) for r in mine}), 1)   # same engine order within a round
         firsts = {rounds[3 * i][1] for i in range(20)}
-        self.assertEqual(firsts, set(bench.ROLES))                  # and the order does change
+        self.assertEqual(firsts, set(ROLES))                  # and the order does change
 
 
 class OwnFiles(unittest.TestCase):
@@ -92,21 +96,21 @@ class OwnFiles(unittest.TestCase):
     def job(self, text):
         path = self.dir / "job.fio"
         path.write_text(text)
-        return bench.parameters({"FIO_JOB": str(path), "DISK": str(self.disk)})
+        return parameters({"FIO_JOB": str(path), "DISK": str(self.disk)})
 
     def test_every_writing_kind_needs_write_ok(self):
-        for rw in bench.RW:
+        for rw in infio.RW:
             env = {"DISK": str(self.disk), "RW": rw}
             with self.subTest(rw=rw):
                 if rw in ("read", "randread"):
-                    self.assertTrue(bench.parameters(env).read_only)
+                    self.assertTrue(parameters(env).read_only)
                     continue
                 with self.assertRaisesRegex(ToolError, "WRITE_OK=1"):
-                    bench.parameters(env)
-                self.assertFalse(bench.parameters(env | {"WRITE_OK": "1"}).read_only)
+                    parameters(env)
+                self.assertFalse(parameters(env | {"WRITE_OK": "1"}).read_only)
 
     def test_read_only_even_with_write_ok_when_nothing_is_written(self):
-        self.assertTrue(bench.parameters({"DISK": str(self.disk), "WRITE_OK": "1"}).read_only)
+        self.assertTrue(parameters({"DISK": str(self.disk), "WRITE_OK": "1"}).read_only)
 
     def test_read_only_reaches_qemu(self):
         seen = []
@@ -118,10 +122,10 @@ class OwnFiles(unittest.TestCase):
             seen.extend(disks)
             raise Stop
         for env, expected in [({}, True), ({"RW": "randwrite", "WRITE_OK": "1"}, False)]:
-            p = bench.parameters({"DISK": str(self.disk)} | env)
+            p = parameters({"DISK": str(self.disk)} | env)
             seen.clear()
             with mock.patch.object(guest, "Guest", fake), self.assertRaises(Stop):
-                next(bench.run_process(bench.Binary("x", "/x"), p.aio, p, str(self.disk), "x", self.dir))
+                next(infio.run_process(compared.Binary("x", "/x"), p.aio, p, str(self.disk), "x", self.dir))
             self.assertEqual([d.read_only for d in seen], [expected] * 3)
             for n, d in enumerate(seen):
                 self.assertIn(f'"read-only": {str(expected).lower()}', " ".join(d.arguments(n)))
@@ -130,9 +134,9 @@ class OwnFiles(unittest.TestCase):
     def test_own_job_gets_the_disk_read_only_without_write_ok(self):
         p = self.job("[a]\nrw=randwrite\nfilename=${DISK}\n")
         self.assertTrue(p.read_only)
-        self.assertTrue(bench.job_file(p, "/dev/vdb", 1).startswith("[global]\nfilename=/dev/vdb\n"))
+        self.assertTrue(infio.job_file(p, "/dev/vdb", 1).startswith("[global]\nfilename=/dev/vdb\n"))
         env = {"FIO_JOB": str(self.dir / "job.fio"), "DISK": str(self.disk), "WRITE_OK": "1"}
-        self.assertFalse(bench.parameters(env).read_only)
+        self.assertFalse(parameters(env).read_only)
 
     def test_jobs_that_cannot_work(self):
         for text, said in [("", "section"), ("[global]\nbs=4k\n", "section"),
@@ -144,17 +148,16 @@ class OwnFiles(unittest.TestCase):
     def test_too_small(self):
         self.disk.write_bytes(b"x")
         with self.assertRaisesRegex(ToolError, "smaller"):
-            bench.parameters({"DISK": str(self.disk)})
+            parameters({"DISK": str(self.disk)})
 
     def test_a_block_device_in_use_is_refused(self):
-        import ring
         env = {"DISK": str(self.disk), "WRITE_OK": "1"}
-        for parameters in (lambda: bench.parameters({**env, "RW": "randwrite"}),
-                           lambda: ring.parameters({**env, "RW": "write"})):
-            with mock.patch("stat.S_ISBLK", return_value=True), mock.patch("ring.cpu_list", lambda: [0, 1]), \
+        for checked in (lambda: parameters({**env, "RW": "randwrite"}),
+                        lambda: plan.parameters(options.load(plan.Options, {**env, "RW": "write"}))):
+            with mock.patch("stat.S_ISBLK", return_value=True), mock.patch("dctools.measure.plan.cpu_list", lambda: [0, 1]), \
                     mock.patch("os.open", side_effect=OSError(16, "Device or resource busy")) as opened, \
                     self.assertRaisesRegex(ToolError, "busy"):
-                parameters()
+                checked()
             self.assertTrue(opened.call_args[0][1] & os.O_EXCL)
 
 
@@ -165,11 +168,11 @@ class Keeping(unittest.TestCase):
         d = tempfile.TemporaryDirectory()
         self.addCleanup(d.cleanup)
         self.build = pathlib.Path(d.name)
-        for what in [mock.patch.object(common, "BUILD", self.build),
+        for what in [mock.patch.object(common.settings, "build", self.build),
                      mock.patch.object(common, "stack_name", return_value="toy"),
                      mock.patch.object(guest, "qemu_python"), mock.patch.object(guest, "build_image"),
                      mock.patch.object(guest, "check_direct"),
-                     mock.patch.object(bench, "our_disk", return_value="/disk")]:
+                     mock.patch.object(infio, "our_disk", return_value="/disk")]:
             what.start()
             self.addCleanup(what.stop)
         for side in ("base", "series"):
@@ -183,7 +186,7 @@ class Keeping(unittest.TestCase):
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                bench.bench({"PAIRS": "3", "AIO": "native", "SEED": "1"} | env, run)
+                infio.bench(options.load(infio.Workload, {"PAIRS": "3", "AIO": "native", "SEED": "1"} | env), run)
             except (KeyboardInterrupt, ToolError) as e:
                 return out.getvalue(), err.getvalue(), e
         return out.getvalue(), err.getvalue(), None
@@ -254,25 +257,24 @@ class Keeping(unittest.TestCase):
         self.assertFalse((self.build / "results").exists() and list((self.build / "results").glob("*-*")))
 
     def test_load_generator_follows_unless_a_workload_was_chosen(self):
-        import ring
         for env, follows in [({}, True), ({"PAIRS": "3", "RUNTIME": "1"}, True), ({"RW": "read"}, False),
                              ({"RW": "read", "RING": "on"}, True), ({"RING": "off"}, False), ({"QEMU_A": "/a", "QEMU_B": "/b"}, True)]:
-            with self.subTest(env), mock.patch.dict(os.environ, env), mock.patch("bench.bench") as guests, \
-                    mock.patch("bench.build.main"), mock.patch("bench.series.update_tree"), \
-                    mock.patch("common.progress") as said, mock.patch("ring.cpu_list", lambda: [0, 1]), \
-                    mock.patch("ring.bench_ring") as generator:
-                bench.main()
+            with self.subTest(env), mock.patch.object(infio, "bench") as guests, \
+                    mock.patch("dctools.build.build_both"), mock.patch("dctools.series.update_tree"), \
+                    mock.patch("dctools.common.progress") as said, mock.patch("dctools.measure.plan.cpu_list", lambda: [0, 1]), \
+                    mock.patch("dctools.measure.loadgen.bench_ring") as generator:
+                bench.main(options.load(bench.Options, env))
                 self.assertEqual((guests.call_count, generator.call_count), (1, int(follows)))
                 self.assertEqual("RING=on adds it" in str(said.call_args_list), not follows and "RING" not in env)
                 if follows:
-                    p = ring.parameters(generator.call_args[0][0])
+                    p = generator.call_args[0][0]
                     self.assertEqual((p.qemu_a, len(p.configs)), (env.get("QEMU_A", ""), 3))
 
     def test_load_generator_refuses_before_the_guests_run(self):
-        with mock.patch("bench.bench") as guests, mock.patch("bench.build.main") as build, \
-                mock.patch("ring.cpu_list", lambda: [0]), \
+        with mock.patch.object(infio, "bench") as guests, mock.patch("dctools.build.build_both") as build, \
+                mock.patch("dctools.measure.plan.cpu_list", lambda: [0]), \
                 self.assertRaisesRegex(ToolError, "one CPU .*RING=off"):
-            bench.main()
+            bench.main(bench.Options())
         self.assertFalse(guests.called or build.called)
 
 

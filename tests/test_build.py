@@ -13,12 +13,12 @@ import threading
 import unittest
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import build        # noqa: E402
-import common       # noqa: E402
-import source       # noqa: E402
-from common import ToolError, git  # noqa: E402
+from dctools import build
+from dctools import common, process
+from dctools import base, relink
+from dctools.common import ToolError, git  # noqa: E402
 
 CONFIGURE = """#!/bin/sh
 echo "$*" >>../configured
@@ -35,13 +35,13 @@ class TestBuild(unittest.TestCase):
     def setUp(self):
         self.top = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.top)
-        for p in [mock.patch.multiple(common, ROOT=self.top, BUILD=self.top / "build"),
-                  mock.patch.dict(os.environ, {"FORCE": "", "CCACHE_DIR": ""})]:
+        for p in [mock.patch.object(common, "ROOT", self.top), mock.patch.multiple(common.settings, build=self.top / "build", force=False),
+                  mock.patch.dict(os.environ, {"CCACHE_DIR": ""})]:
             p.start()
             self.addCleanup(p.stop)
         self.stack = common.stack_dir("toy")
         self.repo, self.src = self.stack / "tree", self.stack / "base/src"
-        source.init_repo(self.repo)
+        base.init_repo(self.repo)
         self.first = self.commit({"a.c": "one\n", "b.c": "b\n", "configure": CONFIGURE, "pc-bios/README": "x\n",
                                   "scripts/meson-buildoptions.sh": "\n", "ui/keycodemapdb/meson.build": "\n"})
         self.said = io.StringIO()
@@ -124,10 +124,10 @@ class TestBuild(unittest.TestCase):
         self.assertEqual(self.configured(), ["--enable-asan --enable-ubsan --cc=x", " ".join(args)])
 
     def test_python_packages_are_found(self):
-        self.assertNotIn("PYTHONPATH", build.environment(self.stack / "base"))
-        path = source.unpacked_python(self.stack)
+        self.assertNotIn("PYTHONPATH", build.clean_environment(self.stack / "base"))
+        path = base.unpacked_python(self.stack)
         path.mkdir(parents=True)
-        self.assertEqual(build.environment(self.stack / "base")["PYTHONPATH"], str(path))
+        self.assertEqual(build.clean_environment(self.stack / "base")["PYTHONPATH"], str(path))
 
     def test_meson_of_the_build(self):
         self.assertEqual(build.meson(self.stack), "meson")
@@ -140,13 +140,13 @@ class TestBuild(unittest.TestCase):
         (self.src / "a.c").write_text("mine\n")
         self.refuses(self.first, "has changes of its own")
         self.assertEqual((self.src / "a.c").read_text(), "mine\n")
-        os.environ["FORCE"] = "1"
+        common.settings.force = True
         self.assertEqual((self.build(self.first) / "out").read_text(), "one\n")
 
     def test_repository_that_is_new(self):
         self.build(self.first)
         shutil.rmtree(self.repo)
-        source.init_repo(self.repo)
+        base.init_repo(self.repo)
         again = self.commit({"a.c": "new\n", "configure": CONFIGURE, "pc-bios/README": "x\n",
                              "scripts/meson-buildoptions.sh": "\n", "ui/keycodemapdb/meson.build": "\n"})
         self.assertEqual((self.build(again) / "out").read_text(), "new\n")
@@ -180,7 +180,7 @@ class TestBuild(unittest.TestCase):
 
     def test_compiler_and_flags_of_the_person_do_not_count(self):
         with mock.patch.dict(os.environ, {"CFLAGS": "-O0", "CC": "clang", "CCACHE_DIR": "/elsewhere"}):
-            env = build.environment(self.top)
+            env = build.clean_environment(self.top)
         self.assertEqual((env.get("CFLAGS"), env.get("CC"), env["PATH"]), (None, None, "/usr/bin:/bin"))
         self.assertEqual(env["CCACHE_DIR"], "/elsewhere")
 
@@ -221,16 +221,16 @@ build prog: link main.o f0.o f1.o f2.o f3.o f4.o | whole.fa
             (self.binary.parent / f"{name}.c").write_text(text + "\n")
         (self.binary.parent / "build.ninja").write_text(
             self.NINJA % kind + "".join(f"build {name}.o: cc {name}.c\n" for name in sources))
-        common.run(["ninja", "prog"], cwd=self.binary.parent)
+        process.run(["ninja", "prog"], cwd=self.binary.parent)
         return self.binary
 
     @staticmethod
     def order(binary):
-        return [line.split()[-1] for line in common.run(["nm", "-n", binary]).splitlines()
+        return [line.split()[-1] for line in process.run(["nm", "-n", binary]).splitlines()
                 if line.split()[-1][0] == "f" and line.split()[-1][1:].isdigit()]
 
     def link(self, *seeds):
-        objects, found = build.Objects(self.binary, self.top), [self.top / f"{seed}" for seed in seeds]
+        objects, found = relink.Objects(self.binary, self.top), [self.top / f"{seed}" for seed in seeds]
         for seed, path in zip(seeds, found):
             objects.link(seed, path)
         return found
@@ -241,7 +241,7 @@ build prog: link main.o f0.o f1.o f2.o f3.o f4.o | whole.fa
         self.assertEqual(len({tuple(o) for o in orders}), 4)
         for f, o in zip(found, orders):
             self.assertEqual(sorted(o), [f"f{n}" for n in range(8)])
-            self.assertEqual(common.run([f]), "28")
+            self.assertEqual(process.run([f]), "28")
         self.assertLess(min(o.index(f) for o in orders for f in ("f5", "f6", "f7")), 5, "the archive's have stayed behind")
 
     def test_seed_decides(self):
@@ -250,23 +250,23 @@ build prog: link main.o f0.o f1.o f2.o f3.o f4.o | whole.fa
 
     def test_archive_that_is_not_thin(self):
         self.program(kind="")
-        self.assertEqual([common.run([f]) for f in self.link("1", "2")], ["28", "28"])
+        self.assertEqual([process.run([f]) for f in self.link("1", "2")], ["28", "28"])
 
     def test_objects_of_another_binary(self):
         self.program()
         (self.binary.parent / "f0.c").write_text("int f0(void) { return 100; }\n")
-        common.run(["ninja", "f0.o"], cwd=self.binary.parent)
+        process.run(["ninja", "f0.o"], cwd=self.binary.parent)
         with self.assertRaisesRegex(ToolError, "is not what its objects give; run ninja"):
             self.link()
 
     def test_not_where_it_was_built(self):
         with self.assertRaisesRegex(ToolError, "is not where it was built; give LAYOUTS=off"):
-            build.Objects("/bin/true", self.top)
+            relink.Objects("/bin/true", self.top)
 
     def test_not_a_target(self):
         (self.program().parent / "other").write_text("x")
         with self.assertRaisesRegex(ToolError, "does not say how other is linked"):
-            build.Objects(self.binary.with_name("other"), self.top)
+            relink.Objects(self.binary.with_name("other"), self.top)
 
 
 if __name__ == "__main__":

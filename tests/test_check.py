@@ -13,9 +13,11 @@ import time
 import unittest
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
-import check        # noqa: E402
-import common       # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from dctools import check
+from dctools.check import sanitizers, units
+from dctools.check.results import Results, must_fail, must_say
+from dctools import common, environment, options
 
 RACE = """==================
 WARNING: ThreadSanitizer: data race (pid=7)
@@ -35,13 +37,13 @@ FILES = ("/defer-call.c", "/test-defer-call.c")
 class Races(unittest.TestCase):
     def test_either_side_counts(self):
         ours, other = "grow ../src/util/defer-call.c:5", "aio_bh_poll ../src/util/async.c:6"
-        self.assertEqual(check.races(RACE.format(ours, other), FILES), ["grow"])
-        self.assertEqual(check.races(RACE.format(other, ours), FILES), ["grow"])
+        self.assertEqual(sanitizers.races(RACE.format(ours, other), FILES), ["grow"])
+        self.assertEqual(sanitizers.races(RACE.format(other, ours), FILES), ["grow"])
 
     def test_others_and_mere_callers_do_not(self):
         other = "aio_bh_poll ../src/util/async.c:6"
-        self.assertEqual(check.races(RACE.format(other, other), FILES), [])
-        self.assertEqual(check.races("ok 1 /defer-call/order\n", FILES), [])
+        self.assertEqual(sanitizers.races(RACE.format(other, other), FILES), [])
+        self.assertEqual(sanitizers.races("ok 1 /defer-call/order\n", FILES), [])
 
 
 class Tap(unittest.TestCase):
@@ -49,7 +51,7 @@ class Tap(unittest.TestCase):
         with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()):
             log = pathlib.Path(d) / "log"
             log.write_text(text)
-            results = check.Results()
+            results = Results()
             results.tap("t", log, wanted)
         return results.passed, results.failed
 
@@ -67,20 +69,20 @@ class MustFail(unittest.TestCase):
     def test_says_no(self):
         def fail():
             raise common.ToolError("the disk hangs")
-        check.must_fail("hangs", fail)
+        must_fail("hangs", fail)
         with self.assertRaisesRegex(common.ToolError, "the disk hangs"):
-            check.must_fail("crash", fail)
+            must_fail("crash", fail)
         with self.assertRaisesRegex(common.ToolError, "nothing was found wrong"):
-            check.must_fail("hangs", lambda: None)
+            must_fail("hangs", lambda: None)
 
 
 class MustSay(unittest.TestCase):
     def test_says_no(self):
         with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()):
-            log, results = pathlib.Path(d, "log"), check.Results()
+            log, results = pathlib.Path(d, "log"), Results()
             log.write_text("Assertion `!x.notify_deferred' failed\n")
-            check.must_say(results, "a", log, "Assertion .*notify_deferred")
-            check.must_say(results, "b", log, "AddressSanitizer")
+            must_say(results, "a", log, "Assertion .*notify_deferred")
+            must_say(results, "b", log, "AddressSanitizer")
         self.assertEqual((results.passed, results.failed), (1, ["b"]))
 
 
@@ -135,47 +137,56 @@ class Parts(unittest.TestCase):
 class Stacks(unittest.TestCase):
     """make check without STACK=: a process for each."""
 
-    def check(self, script):
-        with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()) as out, \
-                contextlib.redirect_stderr(io.StringIO()):
-            toy = pathlib.Path(d) / "check.py"
-            toy.write_text(f"import os, sys\n{script}\n")
-            with mock.patch.object(check, "__file__", str(toy)):
-                found = check.check_stack("v1", ["unit", "ring"])
-        self.times = found.times
-        return found.passed, found.failed, out.getvalue()
+    def check(self, part):
+        """The results of a part of a stack, and what is printed."""
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), \
+                mock.patch.multiple(check, PARTS={"unit": part}, BESIDE={}), tempfile.TemporaryDirectory() as d, \
+                mock.patch.object(common.settings, "build", pathlib.Path(d)):
+            return check.in_a_process("v1", ["unit"])
 
     def test_counts(self):
-        self.assertEqual(self.check("print('ok   a\\n3 passed, 0 failed')"), (3, [], "ok   v1 a\n"))
-        self.assertEqual(self.check("print(os.environ['STACK'], os.environ['ONLY'])\nprint('1 passed, 0 failed')"),
-                         (1, [], "v1 unit ring\n"))
-        self.assertEqual(self.check("print('time: unit 1.5 2.0\\n1 passed, 0 failed')"), (1, [], ""))
-        self.assertEqual(self.times, [("v1", "unit", 1.5, 2)])
+        def part(results, stack):
+            results.add(f"a of {stack} and {common.settings.stack}")
+            results.add("b", "no")
+        found = self.check(part)
+        self.assertEqual((found.passed, found.failed, found.times[0][:2]), (1, ["v1 b"], ("v1", "unit")))
+        self.assertEqual((common.settings.stack, common.settings.label), ("", ""))      # here nothing has changed
 
-    def test_says_no(self):
-        self.assertEqual(self.check("print('FAIL b\\nfailed: b\\n3 passed, 1 failed')\nsys.exit(1)")[:2], (3, ["v1 b"]))
-        for script in ["", "print('ok   a')", "os.kill(os.getpid(), 9)", "print('3 passed, 1 failed')",
-                       "print('3 passed, 0 failed')\nprint('and then')"]:
-            with self.subTest(script):
-                passed, failed, _ = self.check(script)
-                self.assertEqual(len(failed), 1)
-                self.assertIn("before its last test", failed[0])
+    def test_a_process_that_ends_is_a_failure(self):
+        found = self.check(lambda results, stack: os.kill(os.getpid(), 9))
+        self.assertEqual((found.passed, found.failed), (0, ["v1"]))
+
+    def test_each_stack_and_all_its_parts_count(self):
+        def one(stack, parts):
+            found = Results()
+            found.add(f"{stack} {' '.join(parts)}", "no" if stack == "v2" else None)
+            found.left_out.append(f"half of {stack}")
+            return found
+        with mock.patch.object(common, "stacks", return_value=["v1", "v2"]), \
+                mock.patch("dctools.base.read_pin", lambda stack: {"check": ["unit", stack]}), \
+                mock.patch.object(check, "in_a_process", one), contextlib.redirect_stdout(io.StringIO()) as out, \
+                contextlib.redirect_stderr(io.StringIO()) as err:
+            self.assertEqual(check.main(check.Options()), 1)
+            self.assertEqual(out.getvalue().splitlines()[-2:], ["failed: v2 unit", "1 passed, 1 failed"])
+            self.assertIn("left out: half of v1; half of v2; parts fuzz. FULL=1 runs them", err.getvalue())
+            with self.assertRaisesRegex(common.ToolError, "ONLY=ring: not for v1"), \
+                    mock.patch.object(common.settings, "stack", "v1"):
+                check.main(check.Options(only=("ring",)))
 
     def test_parts_that_fit(self):
-        with mock.patch("check.source.read_pin", lambda stack: {"check": ["unit", "qtest"]}):
+        with mock.patch("dctools.base.read_pin", lambda stack: {"check": ["unit", "qtest"]}):
             self.assertEqual(check.wanted_parts([], "v1"), ["unit", "qtest"])
             self.assertEqual(check.wanted_parts(["ring", "qtest"], "v1"), ["qtest"])
-        with mock.patch("check.source.read_pin", lambda stack: {}):
+        with mock.patch("dctools.base.read_pin", lambda stack: {}):
             self.assertEqual(check.wanted_parts([], "v1"), [p for p in check.PARTS if p not in check.LONG])
             self.assertEqual(check.wanted_parts(["fuzz"], "v1"), ["fuzz"])
-            with mock.patch.dict(os.environ, FULL="1"):
-                self.assertEqual(check.wanted_parts([], "v1"), list(check.PARTS))
-        with self.assertRaisesRegex(common.ToolError, "ONLY=nonsense"):
-            check.wanted_parts(["nonsense"], "v1")
+            self.assertEqual(check.wanted_parts([], "v1", full=True), list(check.PARTS))
+        with self.assertRaisesRegex(common.ToolError, "ONLY=nonsense: give one or more of tools"):
+            options.load(check.Options, {"ONLY": "nonsense"})
 
     def test_oldest_first(self):
         with tempfile.TemporaryDirectory() as d, mock.patch.object(common, "ROOT", pathlib.Path(d)), \
-                mock.patch.dict(os.environ, STACK=""):
+                mock.patch.object(common.settings, "stack", ""):
             for name in ["v10.2", "v7.2", "v8.0"]:
                 (pathlib.Path(d) / "patches" / name).mkdir(parents=True)
                 (pathlib.Path(d) / "patches" / name / "pin.json").write_text("{}")
@@ -185,15 +196,15 @@ class Stacks(unittest.TestCase):
 
 class Copies(unittest.TestCase):
     def test_what_fails_twice_has_failed(self):
-        with tempfile.TemporaryDirectory() as d, mock.patch.object(check, "LOGS", pathlib.Path(d)), \
-                mock.patch.object(check, "progress") as progress:
+        with tempfile.TemporaryDirectory() as d, mock.patch.object(units, "logs", lambda: pathlib.Path(d)), \
+                mock.patch.object(units, "progress") as progress:
             copies = pathlib.Path(d, "copies")
             copies.mkdir()
             for name, script in [("good", "exit 0"), ("bad", "exit 3"),
                                  ("busy", "[ -e ../again ] && exit 0; : >../again; exit 1")]:
                 (copies / name).write_text(f"#!/bin/sh\n{script}\n")
                 (copies / name).chmod(0o755)
-            failed = check.run_copies(copies, "x", dict(os.environ))
+            failed = units.run_copies(copies, "x", dict(os.environ))
             self.assertRegex(" ".join(failed), r"^bad: 3, see \S+x-bad.log$")
             self.assertEqual(progress.call_count, 2)
             self.assertFalse(copies.exists())
@@ -201,7 +212,7 @@ class Copies(unittest.TestCase):
 
 class Setenv(unittest.TestCase):
     def test_is_as_before_afterwards(self):
-        with common.setenv(DEFER_CALL_DELAY="1"):
+        with environment.setenv(DEFER_CALL_DELAY="1"):
             self.assertEqual(os.environ["DEFER_CALL_DELAY"], "1")
         self.assertNotIn("DEFER_CALL_DELAY", os.environ)
 

@@ -6,9 +6,9 @@ import sys
 import unittest
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
-import cost         # noqa: E402
-from common import ToolError    # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from dctools.measure import cost         # noqa: E402
+from dctools.common import ToolError    # noqa: E402
 
 CALLGRIND = "defer_call(): 10 sections\n==7== Events    : Ir\n==7== Collected : {}\n==7== \n"
 MEMCHECK = "==7==   total heap usage: {} allocs, 16 frees, 92,661 bytes allocated\n"
@@ -20,7 +20,7 @@ def option(cmd, name):
 
 class Valgrind(unittest.TestCase):
     def setUp(self):
-        for name, value in [("cost.shutil.which", "valgrind"), ("cost.run", None)]:
+        for name, value in [("dctools.measure.cost.shutil.which", "valgrind"), ("dctools.measure.cost.run", None)]:
             patch = mock.patch(name, return_value=value)
             self.run_mock = patch.start()
             self.addCleanup(patch.stop)
@@ -49,7 +49,7 @@ class Valgrind(unittest.TestCase):
             cost.section("bench", 8)
 
     def test_missing(self):
-        with mock.patch("cost.shutil.which", return_value=None), \
+        with mock.patch("dctools.measure.cost.shutil.which", return_value=None), \
                 self.assertRaisesRegex(ToolError, "install the Debian package valgrind"):
             cost.section("bench", 8)
 

@@ -11,9 +11,9 @@ import tempfile
 import unittest
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
-import faults
-from common import ToolError
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from dctools import faults
+from dctools.common import ToolError
 
 MIB = faults.MIB
 
@@ -102,7 +102,7 @@ class Cases(unittest.TestCase):
     def test_fio_without_a_result(self):
         self.vm.run.return_value = (0, "127\n")
         self.vm.check.return_value = "sh: fio: not found"
-        with self.assertRaisesRegex(ToolError, "no result .status 127.: sh: fio: not found"):
+        with self.assertRaisesRegex(ToolError, "fio gave no JSON, but: 'sh: fio: not found'"):
             faults.fio(self.vm, "/dev/vda", "")
 
 

@@ -10,12 +10,12 @@ import tempfile
 import unittest
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
-import build
-import common
-import fuzz
-import guest
-from common import ToolError
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from dctools import base, build
+from dctools import common
+from dctools import fuzz
+from dctools import fuzz_inputs, guest, options
+from dctools.common import ToolError
 
 ASAN = """INFO: seed
 #2\tINITED cov: 900 ft: 2000 corp: 60/30Kb exec/s: 0 rss: 100Mb
@@ -61,11 +61,11 @@ class Seeds(unittest.TestCase):
             self.assertEqual(len(found), len(set(found)))
             # an operation with the separator in it would be two
             for seed in found:
-                ops = seed.split(fuzz.SEPARATOR)
+                ops = seed.split(fuzz_inputs.SEPARATOR)
                 self.assertTrue(all(op and op[0] in (1, 3, 5, 10, 11) for op in ops))
 
     def test_split_ring(self):
-        data, table, available = fuzz.split_ring(0x1000, [([b"abc", b"d"], [5]), ([b"e"], [6])])[1:]
+        data, table, available = fuzz_inputs.split_ring(0x1000, [([b"abc", b"d"], [5]), ([b"e"], [6])])[1:]
         self.assertEqual(table[:5], b"\x0a\x00\x10\x00\x00")
         descriptors = [table[5 + n:21 + n] for n in range(0, len(table) - 5, 16)]
         flags = [int.from_bytes(d[12:14], "little") for d in descriptors]
@@ -74,7 +74,7 @@ class Seeds(unittest.TestCase):
         self.assertEqual(available[5:], bytes([0, 0, 2, 0, 0, 0, 3, 0]))
 
     def test_packed_ring(self):
-        table = fuzz.packed_ring(0x1000, [([b"abc"], [5, 6])])[-1][5:]
+        table = fuzz_inputs.packed_ring(0x1000, [([b"abc"], [5, 6])])[-1][5:]
         self.assertEqual([int.from_bytes(table[n + 14:n + 16], "little") for n in range(0, len(table), 16)],
                          [0x81, 0x83, 0x82])
 
@@ -98,7 +98,7 @@ class Said(unittest.TestCase):
 class Run(unittest.TestCase):
     def setUp(self):
         self.dir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-        for name, value in [("LOGS", self.dir / "logs"), ("TRIES", 2), ("REPEATED", 3)]:
+        for name, value in [("logs", lambda: self.dir / "logs"), ("TRIES", 2), ("REPEATED", 3)]:
             self.enterContext(mock.patch.object(fuzz, name, value))
         self.enterContext(contextlib.redirect_stderr(io.StringIO()))
         self.series, self.base = self.toy("series"), self.toy("base")
@@ -202,25 +202,22 @@ class Run(unittest.TestCase):
 
 class Input(unittest.TestCase):
     def refuses(self, said, **variables):
-        names = ("MINUTES", "DRIVER", "AIO", "SIDE", "INPUT")
-        env = {k: v for k, v in os.environ.items() if k not in names}
-        with mock.patch.dict(os.environ, {**env, **variables}, clear=True), \
-                mock.patch.object(build, "fuzzer") as fuzzer, self.assertRaisesRegex(ToolError, said):
-            fuzz.main()
+        with mock.patch.object(build, "fuzzer") as fuzzer, self.assertRaisesRegex(ToolError, said):
+            fuzz.main(options.load(fuzz.Options, variables))
         fuzzer.assert_not_called()
 
     def test_bad_variables(self):
         self.refuses("MINUTES=abc: give a number", MINUTES="abc")
         self.refuses("MINUTES=0: give a number", MINUTES="0")
-        self.refuses("DRIVER=virtio-net-pci: one or more of virtio-blk-pci", DRIVER="virtio-net-pci")
-        self.refuses("AIO=fast: one or more of null", AIO="fast")
-        self.refuses("SIDE=both: give series or base", SIDE="both")
+        self.refuses("DRIVER=virtio-net-pci: give one or more of virtio-blk-pci", DRIVER="virtio-net-pci")
+        self.refuses("AIO=fast: give one or more of null", AIO="fast")
+        self.refuses("SIDE=both: give one of series base", SIDE="both")
         self.refuses("INPUT=/nonexistent: no such file", INPUT="/nonexistent")
         self.refuses("INPUT= wants one DRIVER= and one AIO=", INPUT=__file__)
 
     def test_flags_of_gcc_are_not_for_clang(self):
         with tempfile.TemporaryDirectory() as src, \
-                mock.patch.object(build.source, "read_pin", return_value={"configure": ["--x", "--extra-cflags=-fgcc"]}):
+                mock.patch.object(base, "read_pin", return_value={"configure": ["--x", "--extra-cflags=-fgcc"]}):
             (pathlib.Path(src) / "configure").write_text("")
             for cc, wanted in [("--cc=clang", ["--x"]), ("--cc=gcc", ["--x", "--extra-cflags=-fgcc"])]:
                 self.assertEqual(build.known_arguments("v0", pathlib.Path(src), [cc])[1:], wanted)

@@ -14,9 +14,13 @@ import threading
 import unittest
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
-import guest
-from common import ToolError
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from dctools import common, guest
+from dctools.common import ToolError
+from dctools.guest import qemu
+
+# where QEMU's python library is
+common.settings.build = pathlib.Path(os.environ.get("BUILD_DIR") or common.settings.build)
 
 HANG = "#!/bin/sh\necho $$ >{0}/pid\necho stuck >&2\nexec sleep 600\n"
 EXIT = "#!/bin/sh\necho $$ >{0}/pid\necho 'could not find ROM' >&2\nexit 3\n"
@@ -93,7 +97,7 @@ class Fakes(unittest.TestCase):
 
     def test_interrupted_while_starting(self):
         g = self.guest(HANG)
-        cls = guest.machine_class(guest.qemu_python())
+        cls = qemu.machine_class(guest.qemu_python())
         with mock.patch.object(cls.__mro__[1], "_post_launch", side_effect=KeyboardInterrupt), \
                 self.assertRaises(KeyboardInterrupt):
             g.start()
@@ -219,7 +223,7 @@ class Channel(unittest.TestCase):
                 (.1, stall, False, 2, "no timer interrupts"), (.1, None, True, 0, "its vCPUs are idle")]:
             with self.subTest(busy=busy, console=console, ready=ready), tempfile.TemporaryDirectory() as d, \
                     mock.patch.object(self.vm, "console", pathlib.Path(d, "console")), \
-                    mock.patch.object(self.vm, "_press_reset") as reset, mock.patch("common.progress"), \
+                    mock.patch.object(self.vm, "_press_reset") as reset, mock.patch("dctools.common.progress"), \
                     mock.patch.object(self.vm, "qmp"), mock.patch.object(self.vm, "accel", "tcg"):
                 self.vm.console.write_bytes(stall if console is None else b"")      # None: said before
                 def examine():
@@ -280,7 +284,7 @@ class Arguments(unittest.TestCase):
 
     def test_accelerator_reaches_qemu(self):
         for accel, cpu in [("kvm", "-cpu host"), ("tcg", "-cpu max")]:
-            with mock.patch.object(guest, "accelerator", return_value=accel):
+            with mock.patch("dctools.guest.machine.accelerator", return_value=accel):
                 args = " ".join(guest.Guest("/x").arguments())
             self.assertIn(f"-accel {accel}", args)
             self.assertIn(cpu, args)

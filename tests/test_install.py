@@ -8,7 +8,7 @@ import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-INSTALL = ROOT / "tools/install.sh"
+INSTALL = ROOT / "install.sh"
 
 FAKES = {
     "dpkg-query": 'for p; do :; done\ngrep -qx "$p" "$FAKE/installed" && echo installed || { echo not-installed; exit 1; }',

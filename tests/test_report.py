@@ -13,11 +13,13 @@ import tempfile
 import unittest
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-import common
-import report
-from common import ToolError
+from dctools import common
+from dctools.report import infio as report
+from dctools.report import page as pages
+from dctools.report import statistics
+from dctools.common import ToolError
 from test_bench import raw
 
 INTERRUPTS = """\
@@ -72,42 +74,42 @@ class Statistics(unittest.TestCase):
         self.noise = [math.exp(rng.gauss(0, .02)) for _ in range(12)]
 
     def test_known_ratio_is_found(self):
-        r = report.paired(self.base, [x * n * 1.2 for x, n in zip(self.base, self.noise)])
+        r = statistics.paired(self.base, [x * n * 1.2 for x, n in zip(self.base, self.noise)])
         self.assertTrue(1.15 < r["low"] < 1.2 < r["high"] < 1.25, r)
         self.assertAlmostEqual(r["p"], 2 / 2 ** 12)
 
     def test_none_is_none(self):
-        r = report.paired(self.base, [x * n for x, n in zip(self.base, self.noise)])
+        r = statistics.paired(self.base, [x * n for x, n in zip(self.base, self.noise)])
         self.assertTrue(r["low"] < 1 < r["high"])
         self.assertGreater(r["p"], .05)
 
     def test_by_hand(self):
         # logs of the ratios: 0.1, 0.2, 0.3; t(0.975, 2) = 4.3027; standard error 0.1/sqrt(3)
-        r = report.paired([1, 1, 1], [math.exp(.1), math.exp(.2), math.exp(.3)])
+        r = statistics.paired([1, 1, 1], [math.exp(.1), math.exp(.2), math.exp(.3)])
         self.assertAlmostEqual(math.log(r["ratio"]), .2)
         self.assertAlmostEqual(math.log(r["low"]), .2 - 4.3027 * .1 / 3 ** .5, places=4)
         self.assertAlmostEqual(r["p"], 2 / 8)
 
     def test_zero_nan_single_and_equal(self):
         for a, b in [([0, 0], [1, 2]), ([1, 2], [0, 1]), ([math.nan, 1], [1, 1]), ([], [])]:
-            self.assertIsNone(report.paired(a, b)["ratio"])
-        one = report.paired([1], [2])
+            self.assertIsNone(statistics.paired(a, b)["ratio"])
+        one = statistics.paired([1], [2])
         self.assertEqual((one["ratio"], one["low"], one["p"]), (2, None, None))
-        same = report.paired([1, 2, 3], [2, 4, 6])
+        same = statistics.paired([1, 2, 3], [2, 4, 6])
         self.assertEqual((same["low"], same["high"]), (2, 2))
 
     def test_verdict(self):
         def r(ratio, low, high):
             return {"ratio": ratio, "low": low, "high": high}
         quiet, missing = r(1, .98, 1.02), r(None, None, None)
-        self.assertEqual(report.verdict(r(1.1, 1.05, 1.15), quiet, True), "better")
-        self.assertEqual(report.verdict(r(1.1, 1.05, 1.15), quiet, False), "worse")
-        self.assertEqual(report.verdict(r(.5, .4, .6), quiet, False), "better")
-        self.assertEqual(report.verdict(r(1.1, .95, 1.3), quiet, True), "none")         # holds 1
-        self.assertEqual(report.verdict(r(1.1, 1.05, 1.15), r(1, .8, 1.2), True), "none")   # in the floor
-        self.assertEqual(report.verdict(r(1.05, 1.02, 1.08), r(1.2, 1.1, 1.3), True), "none")
-        self.assertEqual(report.verdict(missing, quiet, True), "n/a")
-        self.assertEqual(report.verdict(quiet, missing, True), "n/a")
+        self.assertEqual(statistics.verdict(r(1.1, 1.05, 1.15), quiet, True), "better")
+        self.assertEqual(statistics.verdict(r(1.1, 1.05, 1.15), quiet, False), "worse")
+        self.assertEqual(statistics.verdict(r(.5, .4, .6), quiet, False), "better")
+        self.assertEqual(statistics.verdict(r(1.1, .95, 1.3), quiet, True), "none")         # holds 1
+        self.assertEqual(statistics.verdict(r(1.1, 1.05, 1.15), r(1, .8, 1.2), True), "none")   # in the floor
+        self.assertEqual(statistics.verdict(r(1.05, 1.02, 1.08), r(1.2, 1.1, 1.3), True), "none")
+        self.assertEqual(statistics.verdict(missing, quiet, True), "n/a")
+        self.assertEqual(statistics.verdict(quiet, missing, True), "n/a")
 
 
 class Directory(unittest.TestCase):
@@ -128,7 +130,7 @@ class Directory(unittest.TestCase):
                            "fio_job": fio_job}}))
         n = 0
         for pair in range(1, pairs + 1):
-            for role in report.ROLES:
+            for role in statistics.ROLES:
                 for engine in engines:
                     n += 1
                     values = {"syscw": 500 + rng.randrange(10), "ios": 1000,
@@ -142,15 +144,15 @@ class Directory(unittest.TestCase):
     def show(self):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            report.show(self.dir)
+            report.FioResults(self.dir).show()
         return out.getvalue(), (self.dir / "report.html").read_text()
 
     def test_nothing_is_written_to_what_git_tracks(self):
-        with mock.patch.multiple(common, ROOT=self.dir, BUILD=self.dir / "build"):
-            page = report.page_path(self.dir / "results" / "old")
+        with mock.patch.object(common, "ROOT", self.dir), mock.patch.object(common.settings, "build", self.dir / "build"):
+            page = pages.page_path(self.dir / "results" / "old")
             self.assertEqual(page, (self.dir / "build/report/old.html").resolve())
             self.assertTrue(page.parent.is_dir())
-            self.assertEqual(report.page_path(self.dir / "new"), (self.dir / "new/report.html").resolve())
+            self.assertEqual(pages.page_path(self.dir / "new"), (self.dir / "new/report.html").resolve())
 
     def test_a_difference_is_shown_and_noise_is_not(self):
         self.fill(series=lambda rng: {"syscw": 100 + rng.randrange(5)})

@@ -15,14 +15,14 @@ import tempfile
 import unittest
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import common       # noqa: E402
-import series       # noqa: E402
+from dctools import common, process
+from dctools import series
 import source       # noqa: E402
-from common import ToolError, git  # noqa: E402
+from dctools.common import ToolError, git  # noqa: E402
 
-REAL_TREE = common.BUILD / "v7.2/tree"      # before setUp() points it elsewhere
+REAL_TREE = common.settings.build / "v7.2/tree"      # before setUp() points it elsewhere
 
 CHECKPATCH = r"""
 use strict;
@@ -83,7 +83,7 @@ class Toy(unittest.TestCase):
     def setUpClass(cls):
         cls.template = pathlib.Path(tempfile.mkdtemp())
         cls.addClassCleanup(shutil.rmtree, cls.template)
-        with mock.patch.multiple(common, ROOT=cls.template, BUILD=cls.template / "build"), \
+        with mock.patch.object(common, "ROOT", cls.template), mock.patch.object(common.settings, "build", cls.template / "build"), \
                 mock.patch.dict(os.environ, {"STACK": "toy", "FORCE": ""}):
             top = common.stack_dir("toy")
             write(common.patch_dir("toy"), {"pin.json": "{}"})
@@ -116,7 +116,7 @@ class Toy(unittest.TestCase):
         self.top = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.top)
         shutil.copytree(self.template, self.top, dirs_exist_ok=True, symlinks=True)
-        patches = [mock.patch.multiple(common, ROOT=self.top, BUILD=self.top / "build"),
+        patches = [mock.patch.object(common, "ROOT", self.top), mock.patch.object(common.settings, "build", self.top / "build"),
                    mock.patch.object(source, "base", lambda stack: self.base)]
         for p in patches:
             p.start()
@@ -163,8 +163,8 @@ class TestExport(Toy):
     def test_import_then_export_gives_the_same_bytes(self):
         before = self.patches()
         self.assertEqual(len(before), 4)
-        shutil.rmtree(common.BUILD / "toy")
-        shutil.copytree(self.template / "build/toy", common.BUILD / "toy", ignore=shutil.ignore_patterns("series.json"))
+        shutil.rmtree(common.settings.build / "toy")
+        shutil.copytree(self.template / "build/toy", common.settings.build / "toy", ignore=shutil.ignore_patterns("series.json"))
         git(self.repo, "reset", "-q", "--hard", "base")
         self.run_tool(series.tree)
         self.assertEqual(git(self.repo, "rev-parse", "series^{tree}").strip(), self.series_tree())
@@ -186,7 +186,7 @@ class TestExport(Toy):
             (hooks / "pre-applypatch").chmod(0o755)
         self.run_tool(series.export)
         git(self.repo, "reset", "-q", "--hard", "base")
-        os.environ["FORCE"] = "1"
+        common.settings.force = True
         (common.stack_dir("toy") / "series.json").unlink()
         self.run_tool(series.tree)
         self.run_tool(series.export)
@@ -263,7 +263,7 @@ class TestExport(Toy):
         self.add(self.repo, "util/one: fourth", {"util/one.c": "short\n"})
         self.refuses(series.export, "FORCE=1")
         self.assertEqual(before, self.patches())
-        os.environ["FORCE"] = "1"
+        common.settings.force = True
         self.run_tool(series.export)
         self.assertEqual(len(self.patches()), 5)
 
@@ -309,7 +309,7 @@ class TestTree(Toy):
         (self.repo / "util/one.c").write_text("mine\n")
         self.refuses(series.tree, "not committed")
         self.assertEqual((self.repo / "util/one.c").read_text(), "mine\n")
-        os.environ["FORCE"] = "1"
+        common.settings.force = True
         self.run_tool(series.tree)
         self.assertEqual(git(self.repo, "status", "--porcelain"), "")
 
@@ -355,7 +355,7 @@ class TestTree(Toy):
 
     def test_bad_stack(self):
         for name in ("v9.9", "../toy"):
-            os.environ["STACK"] = name
+            common.settings.stack = name
             self.refuses(series.tree, f"STACK={name}: no such stack; there is: toy")
 
 

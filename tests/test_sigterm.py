@@ -7,10 +7,10 @@ import tempfile
 import unittest
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
-import guest
-import sigterm
-from common import ToolError
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from dctools import guest
+from dctools import sigterm
+from dctools.common import ToolError
 
 
 class Rounds(unittest.TestCase):
@@ -26,7 +26,7 @@ class Rounds(unittest.TestCase):
         """The count of as many rounds as there are ends."""
         self.vm.shutdown.side_effect = ends
         with mock.patch.object(guest, "Guest", return_value=self.vm) as made, mock.patch("time.sleep"), \
-                mock.patch("sigterm.progress"):
+                mock.patch("dctools.sigterm.progress"):
             try:
                 return sigterm.rounds("/qemu", len(ends), self.dir)
             finally:

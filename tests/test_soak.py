@@ -13,10 +13,10 @@ import tempfile
 import unittest
 from unittest import mock
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
-import common
-import soak
-from common import ToolError
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from dctools import common
+from dctools import soak
+from dctools.common import ToolError
 
 AREA = soak.AREA_MIB << 20
 
@@ -178,9 +178,9 @@ class BadInput(unittest.TestCase):
         for name, value, said in [("MINUTES", "0", "MINUTES=0: give a number"),
                                   ("MINUTES", "long", "MINUTES=long: give a number"),
                                   ("MINUTES", "nan", "MINUTES=nan: give a number"),
-                                  ("SEED", "x", "SEED=x: give a whole number"), ("OPS", "stops dance", "one or more of stops")]:
+                                  ("SEED", "x", "SEED=x: give a whole number"), ("OPS", "stops dance", "give one or more of stops")]:
             env = {k: v for k, v in os.environ.items() if k not in ("MINUTES", "SEED", "OPS")}
-            p = subprocess.run([sys.executable, common.ROOT / "tools/soak.py"], env={**env, name: value},
+            p = subprocess.run([common.ROOT / "dc", "soak"], env={**env, name: value},
                                capture_output=True, text=True)
             self.assertEqual((p.returncode, p.stderr.count("\n")), (1, 1), p.stderr)
             self.assertIn(said, p.stderr)
@@ -193,23 +193,23 @@ class Notices(unittest.TestCase):
         hang = [f"{driver} aio={aio}: the disk hangs: no request for 5 s"
                 for driver in ["virtio-blk-pci", "virtio-scsi-pci"] for aio in ["native", "io_uring", "threads"]]
         with mock.patch.object(soak, "soak", side_effect=ToolError("; ".join(hang))) as ran:
-            soak.must_notice("/nothing", "hang")
+            soak.must_notice("/nothing", "hang", "/nowhere")
         ran.assert_called_once()
         for n in range(len(hang)):
             with mock.patch.object(soak, "soak", side_effect=ToolError("; ".join(hang[:n] + hang[n + 1:]))), \
                     self.assertRaises(ToolError):
-                soak.must_notice("/nothing", "hang")
+                soak.must_notice("/nothing", "hang", "/nowhere")
 
     def test_it_does_not(self):
         for effect, said in [(None, "found nothing wrong"), (ToolError("no space"), "no space")]:
             with mock.patch.object(soak, "soak", side_effect=effect), self.assertRaisesRegex(ToolError, said):
-                soak.must_notice("/nothing", "damage")
+                soak.must_notice("/nothing", "damage", "/nowhere")
 
     def test_figures_of_a_failure(self):
         shown = []
         with tempfile.TemporaryDirectory() as d, contextlib.redirect_stderr(io.StringIO()), \
                 self.assertRaisesRegex(ToolError, "no QEMU at"):
-            soak.soak("/nothing", 1, 5, directory=d, show=shown.append)
+            soak.soak("/nothing", 1, d, 5, show=shown.append)
         self.assertIn("seed 5: no QEMU at", soak.table(shown[0]))
         self.assertIn("virtio-scsi-pci io_uring", soak.table(shown[0]))
 

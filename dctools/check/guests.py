@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests that write and verify, with faults below them, under stop and cont, and without rest."""
+
+import errno
+import os
+import pathlib
+import shutil
+
+from dctools import build, common, environment, faults, fio, guest, process, soak, stress
+from dctools.check.results import Results, logs, must_fail
+from dctools.common import ToolError
+from dctools.check.built import binary_of, built
+from dctools.process import limited
+
+# Operations of make soak that fit into the time; each comes once.
+SOAK_OPS = ["stops", "mirror", "commit", "unplug", "reset_paused", "migrate"]
+
+
+def refused(directory, library, engine, every, depth, patience=30):
+    """Read while the kernel refuses every Nth submission: all must be done nevertheless."""
+    image, log = logs() / "refused.raw", logs() / "refused.log"
+    common.sparse(image, 64 << 20)
+    option = {"native": ["-n"], "io_uring": ["-i", "io_uring"]}[engine]
+    with environment.setenv(LD_PRELOAD=str(library), REFUSE_EVERY=str(every)):
+        status = limited([directory / "qemu-img", "bench", "-t", "none", *option, "-d", str(depth), "-c", "2000",
+                          "-f", "raw", image], log, patience)
+    if status:
+        raise ToolError("the requests never end" if status == "timeout" else f"qemu-img ended with {status}, see {log}")
+
+
+def check_faults(results: Results, stack: str) -> None:
+    """Errors from the disk and from the kernel: the guest sees them, and the disk goes on."""
+    directory = binary_of(stack).parent
+    library = logs() / "refuse.so"
+    process.run(["gcc", "-Wall", "-shared", "-fPIC", "-O1", "-o", library, common.ROOT / "tests/refuse.c", "-ldl"])
+    for engine in ["native", "io_uring"]:
+        for depth in [1, 16, 200]:
+            results.do(f"faults {engine}: every third submission is refused, depth {depth}",
+                       refused, directory, library, engine, 3, depth)
+
+    results.do("faults: requests that never end are noticed",
+               must_fail, "never end", refused, directory, library, "native", 1, 16, 3)
+    faults.check_faults(results, directory / "qemu-system-x86_64", logs())
+
+
+# -- a guest that writes and verifies --------------------------------------------
+
+SMOKE_SIZE = 24         # MiB a disk
+STRESS_ROUNDS = 250     # without its barrier, aio=threads hung within 100 in 10 of 10 runs; 10.2.2 within 125
+
+SMOKE_JOB = """
+[global]
+ioengine=libaio
+direct=1
+size={size}m
+bsrange=4k-64k
+bs_unaligned=0
+iodepth=32
+verify=crc32c
+verify_fatal=1
+{phase}
+"""
+
+
+def smoke_disks(directory, aio):
+    """virtio-blk and virtio-scsi, EVENT_IDX on and off, 1 and 4 queues."""
+    directory.mkdir(parents=True, exist_ok=True)
+    disks = []
+    for driver in guest.DRIVERS:
+        for event_idx in [True, False]:
+            for queues in [1, 4]:
+                path = directory / f"disk{len(disks)}.raw"
+                disks.append(guest.Disk(common.sparse(path, SMOKE_SIZE << 20), aio=aio, driver=driver, event_idx=event_idx, queues=queues))
+    return disks
+
+
+def fio_errors(vm, job, devices, kinds):
+    """Run fio on the devices; {device: problem or None}. Each kind of I/O must have been done."""
+    for dev in devices:
+        job += f"\n[{pathlib.Path(dev).name}]\nfilename={dev}\n"
+    vm.put_file("/smoke.fio", job)
+    _, output = vm.run("fio --output-format=json /smoke.fio", timeout=300)
+    jobs = fio.jobs(output)
+    found = {}
+    for dev, j in zip(devices, jobs):
+        idle = [k for k in kinds if not j[k]["total_ios"]]
+        found[dev] = f"error {j['error']}" if j["error"] else f"no {' and no '.join(idle)}" if idle else None
+    return found
+
+
+def check_guest(results: Results, stack: str) -> None:
+    """In a guest: write and verify, and notice a block that is not what was written."""
+    binary = binary_of(stack)
+    for aio in guest.AIO:
+        directory = logs() / "disks"
+        disks = smoke_disks(directory, aio)
+
+        def smoke():
+            # Linux uses no more queues than there are CPUs
+            with guest.Guest(binary, disks, vcpus=4, label=f"smoke-{aio}", log_dir=logs()) as vm:
+                vm.wait_ready()
+                devices = [vm.disk(n)[0] for n in range(len(disks))]
+                for d, dev in zip(disks, devices):
+                    queues = len(vm.check(f"ls /sys/block/{pathlib.Path(dev).name}/mq").split())
+                    if queues != d.queues:
+                        raise ToolError(f"{dev} has {queues} queues in the guest, not {d.queues}")
+                write = SMOKE_JOB.format(size=SMOKE_SIZE, phase="rw=randwrite\ndo_verify=1")
+                found = fio_errors(vm, write, devices, ["read", "write"])
+                for n, (d, dev) in enumerate(zip(disks, devices)):
+                    results.add(f"guest {aio} {d.driver} event_idx={'on' if d.event_idx else 'off'} "
+                                f"queues={d.queues}: fio writes and verifies", found[dev])
+                # The same test has to say no when the data is wrong, and only then
+                read = SMOKE_JOB.format(size=SMOKE_SIZE, phase="rw=randwrite\nverify_only=1")
+                if problem := fio_errors(vm, read, devices[:1], ["read"])[devices[0]]:
+                    raise ToolError(f"fio does not verify what it wrote: {problem}")
+                with open(disks[0].path, "r+b") as f:
+                    f.seek(SMOKE_SIZE << 19)
+                    f.write(os.urandom(64 << 10))
+                    os.fsync(f.fileno())
+                if (problem := fio_errors(vm, read, devices[:1], [])[devices[0]]) != f"error {errno.EILSEQ}":
+                    raise ToolError(f"fio did not notice a damaged block, but: {problem}")
+        results.do(f"guest {aio}: boots, ends, and fio notices a damaged block", smoke)
+        shutil.rmtree(directory)
+
+
+def check_stress(results: Results, stack: str) -> None:
+    """Stop and continue loaded guests: no notification may be lost."""
+    guest.build_image()
+    binary = built(stack) / "qemu-system-x86_64"
+    for driver in guest.DRIVERS:   # the other engines lost none, see docs/tests.md
+        results.do(f"stress {driver} threads: {STRESS_ROUNDS} rounds of stop and cont",
+                   stress.stress, binary, "threads", driver, STRESS_ROUNDS)
+
+    with environment.setenv(**stress.LATE):
+        results.do(f"stress virtio-blk-pci threads: {STRESS_ROUNDS} rounds, every 64th section ends 20 ms late, "
+                   f"with sanitizers", stress.stress, build.sanitized(stack) / "qemu-system-x86_64", "threads",
+                   "virtio-blk-pci", STRESS_ROUNDS)
+
+    def notices():
+        disk = stress.our_disk()
+        with guest.Guest(binary, [guest.Disk(str(disk), aio="threads", read_only=True)],
+                         label="stress-hang", log_dir=logs()) as vm:
+            vm.wait_ready()
+            vm.begin(stress.LOAD.format(vm.disk()[0]))
+            stress.wait_for_progress(vm, stress.reads(vm), 0)
+            vm.qmp("stop")              # and no cont: from now on it hangs
+            must_fail("the disk hangs", stress.wait_for_progress, vm, stress.reads(vm), 1, 2)
+    results.do("stress: a disk that hangs is noticed", notices)
+
+
+def check_soak(results: Results, stack: str) -> None:
+    """Some operations of make soak, and what it must notice."""
+    binary = binary_of(stack)
+    results.do(f"soak: {', '.join(SOAK_OPS)}, SIGTERM", soak.soak, binary, .01, common.logs("soak"), None, SOAK_OPS)
+    for sabotage in soak.SABOTAGE:
+        results.do(f"soak: {sabotage} is noticed", soak.must_notice, binary, sabotage, common.logs("soak") / "sabotage")

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The load generator, the costs in instructions, and the fuzzer: do they find what is there?"""
+
+from dctools import build, fuzz, guest
+from dctools.check.built import built
+from dctools.check.results import Results, must_fail
+from dctools.measure import cost, instrument
+
+
+def check_ring(results: Results, stack: str) -> None:
+    """The load generator finds no difference where there is none, a second write, and a wrong byte."""
+    binary = built(stack) / "qemu-system-x86_64"
+    results.do("ring: a binary against itself shows no difference", instrument.check_same, binary)
+    results.do("ring: a second write for each notification is found", instrument.check_slowed, binary)
+    results.do(f"ring: the used index wraps {instrument.WRAPS} times, and no notification is lost", instrument.check_wraps, binary)
+    results.do("ring: aio-max-batch bounds what is submitted at once", instrument.check_batches, binary)
+    results.do("ring: a wrong idea of aio-max-batch is noticed", must_fail, "4 requests at once, 5 expected",
+               instrument.check_batches, binary, [(4, 0, 5)])
+    results.do("ring: a row of used buffers is notified of once", instrument.check_rows, binary, "off")
+    results.do("ring: with EVENT_IDX its first buffer at once, the rest once", instrument.check_rows, binary, "on")
+    results.do("ring: few notifications for a batch of completions", instrument.check_writes, binary)
+    results.do("ring: half a notification for each is too few, which is noticed", must_fail, "0.5 allowed",
+               instrument.check_writes, binary, 0.5)
+    results.do("ring: the driver's reaction time varies", instrument.check_jitter, binary)
+    results.do("ring: a reaction time that does not vary is noticed", must_fail, "do not vary",
+               instrument.check_jitter, binary, False)
+    results.do("ring: one wrong byte in the image is found", instrument.check_corruption, binary)
+
+
+def check_cost(results: Results, stack: str) -> None:
+    """Deferring allocates nothing in steady state, and costs the same among many calls as among few."""
+    binary = built(stack, [cost.BENCH]) / cost.BENCH
+    results.do("cost: nothing is allocated after the first section", cost.check_allocations, binary)
+    results.do("cost: a call among 1,024 costs what one among 8 does", cost.check_growth, binary, "defer_call()")
+    results.do("cost: a linear search is told from that", must_fail, "times are allowed",
+               cost.check_growth, binary, "linear search")
+
+
+def check_fuzz(results: Results, stack: str) -> None:
+    """A while of make fuzz for each device, and the mistakes that it must find."""
+    binary = build.fuzzer(stack, "series")
+    for driver in guest.DRIVERS:
+        results.do(f"fuzz: {driver}", fuzz.check, stack, binary, driver)
+        for sabotage in fuzz.SABOTAGE:
+            results.do(f"fuzz: {driver}: {sabotage} is noticed", fuzz.must_notice, binary, driver, sabotage)

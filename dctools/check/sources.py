@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The tools' own tests, and the patches as texts."""
+
+import re
+import subprocess
+import sys
+
+from dctools import base, build, common, environment, series
+from dctools.check.results import Results, logs
+from dctools.process import limited
+
+
+def check_tools(results: Results, stack: str) -> None:
+    """The tools' own tests, on toy data and with bad input."""
+    log = logs() / "tools.log"
+    env = environment.child({"STACK": "", "BUILD_DIR": str(common.settings.build)})
+    limited([sys.executable, "-m", "unittest", "-b", "-v"], log, 900, cwd=common.ROOT / "tests", env=env)
+    text = log.read_text(errors="replace")
+    ran = 0
+    for m in re.finditer(r"^(\w+) \(([\w.]+)\)(?:\n.*)? \.\.\. (ok|FAIL|ERROR|skipped.*)$", text, re.M):
+        ran += 1
+        results.add(f"tools {m[2]}", None if m[3] == "ok" else f"{m[3]}, see {log}")
+    said = re.search(r"^Ran (\d+) tests? in", text, re.M)
+    if not said or int(said[1]) != ran or not ran:
+        results.add("tools", f"{ran} results of {said[1] if said else 'no'} tests, see {log}")
+
+
+def check_series(results: Results, stack: str) -> None:
+    """Lint, plain git am, re-export, checkpatch."""
+    here, pin = base.base(stack), base.read_pin(stack)
+    if not here.pinned:
+        common.progress("this is not the pinned base: tree hashes are not compared")
+    if not here.debian:
+        common.progress("no Debian patches with this base: whether the series touches what they change is not tested")
+    for name, wrong in series.stack_checks(stack, here):
+        results.add(f"series {name}", "; ".join(wrong) or None)
+    repo, tip = common.stack_dir(stack) / "tree", series.update_tree(stack)[1]
+    results.do("series: the hooks for tests apply", build.hooked, stack, tip)
+    results.do("series: the patch for make fuzz applies", build.hooked, stack, tip,
+               common.ROOT / f"tests/fuzz-{stack}.patch")
+    for pattern in pin.get("gone", []):
+        left = subprocess.run(["git", "-C", repo, "grep", "-E", pattern, tip], stdout=subprocess.PIPE, text=True)
+        results.add(f"series leaves nothing of {pattern}",
+                    None if left.returncode == 1 else left.stdout.partition("\n")[0] or "git grep failed")

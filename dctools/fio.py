@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What fio says with --output-format=json."""
+
+import json
+from typing import Any
+
+from dctools.common import ToolError
+
+
+def result(text: str) -> dict[str, Any]:
+    """The JSON in fio's output, which may have warnings before and after it."""
+    try:
+        found = json.loads(text[text.index("{"):text.rindex("}") + 1])
+        if not found["jobs"]:
+            raise ValueError("no job")
+    except (ValueError, KeyError) as e:
+        raise ToolError(f"fio gave no JSON, but: {text.strip()[-200:]!r}") from e
+    return found
+
+
+def jobs(text: str) -> list[dict[str, Any]]:
+    """The results of its jobs."""
+    return result(text)["jobs"]

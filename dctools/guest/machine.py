@@ -1,0 +1,492 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One QEMU with our guest in it: start it, run commands in it, look at its threads, end it."""
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import os
+import pathlib
+import re
+import secrets
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+from dctools import common
+from dctools.common import ToolError
+from dctools.guest import image as image_
+from dctools.guest.disk import FIRST_SLOT, MOST_DISKS, check_direct
+from dctools.guest.qemu import Qemu, qemu_python
+
+# One machine type whatever the binary, so that two of them can be compared.
+MACHINE = "pc-i440fx-7.2"
+
+
+def accelerator():
+    """"kvm" where the processor can do it and we may use it, else "tcg"."""
+    cpu = pathlib.Path("/proc/cpuinfo").read_text()
+    # /dev/kvm alone is no proof: some cloud kernels have it without vmx or svm.
+    if re.search(r"^flags\s*:.*\b(vmx|svm)\b", cpu, re.M) and os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "kvm"
+    return "tcg"
+
+
+class Hang(ToolError):
+    """QEMU does not end."""
+
+
+class Guest:
+    """One QEMU process with our guest in it. Kills it when the with block ends."""
+
+    def __init__(self, binary, disks=(), *, vcpus=2, memory=512, label="guest",
+                 log_dir=None, python=None, args=(), image=None, qmp_timeout=30):
+        self.binary, self.disks = pathlib.Path(binary), list(disks)
+        self.vcpus, self.label = vcpus, label
+        self.log_dir = pathlib.Path(log_dir or image_.place() / "log").resolve()
+        self.console = self.log_dir / f"{label}.console"
+        self.qemu_log = self.log_dir / f"{label}.log"
+        self.accel = accelerator()
+        self._python, self._image = python, pathlib.Path(image or image_.place())
+        self._memory, self._args, self._qmp_timeout = memory, list(args), qmp_timeout
+        self._qemu = self._job = None
+        self._buffer = b""
+        self._stopping = False
+
+    def arguments(self):
+        """QEMU's arguments, without the ends of the monitor and the job channel."""
+        # no self-tests: a vCPU has got stuck in alg_test() (docs/tests.md)
+        kernel = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on nokaslr cryptomgr.notests"
+        if self.accel == "kvm":
+            accel = ["-accel", "kvm", "-cpu", "host"]
+        else:
+            accel = ["-accel", "tcg,thread=multi", "-cpu", "max"]
+            kernel += " tsc=reliable no_timer_check"
+        args = ["-machine", MACHINE, *accel, "-smp", str(self.vcpus), "-m", str(self._memory),
+                "-nodefaults", "-no-user-config", "-no-reboot", "-L", str(self._image / "firmware"),
+                "-kernel", str(self._image / "vmlinuz"), "-initrd", str(self._image / "initrd.img"),
+                "-append", kernel, "-chardev", f"file,id=console,path={str(self.console).replace(',', ',,')},append=on",
+                "-serial", "chardev:console",
+                "-device", "virtio-serial-pci,addr=0x4",
+                "-device", "virtserialport,chardev=job,name=job"]
+        for n, disk in enumerate(self.disks):
+            args += disk.arguments(n)
+        return args + self._args
+
+    def start(self, incoming=None):
+        """Start QEMU; with incoming, what migrate() has saved is what runs in it."""
+        if not os.access(self.binary, os.X_OK) or self.binary.is_dir():
+            raise ToolError(f"no QEMU at {self.binary}; run `make build`")
+        for name in ["vmlinuz", "initrd.img", "firmware/bios-256k.bin", "firmware/linuxboot_dma.bin"]:
+            if not (self._image / name).is_file():
+                raise ToolError(f"no guest image: {self._image / name} is missing; "
+                                f"run `make image`")
+        if len(self.disks) > MOST_DISKS:
+            raise ToolError(f"{len(self.disks)} disks: no more than {MOST_DISKS} fit into the guest")
+        for disk in self.disks:
+            if disk.cache_direct:
+                check_direct(disk.path)
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        if not incoming:
+            self.console.unlink(missing_ok=True)
+        more = ["-incoming", incoming] if incoming else []
+        library = self._python or qemu_python()
+        self._job, theirs = socket.socketpair()
+        with theirs:
+            theirs.set_inheritable(True)
+            arguments = [*self.arguments(), *more, "-chardev", f"socket,id=job,fd={theirs.fileno()}"]
+            self._qemu = Qemu(library, self.binary, arguments, self.label, self.log_dir, self._qmp_timeout)
+            try:
+                self._qemu.launch()
+            except Exception as e:
+                code = self._qemu.code
+                self.kill()
+                if code is None or code == -9:
+                    raise ToolError(f"{self.binary} gave no sign of life within "
+                                    f"{self._qmp_timeout} s; {self._said()}") from e
+                raise ToolError(f"{self.binary} ended at once with {code}; {self._said()}") from e
+            except BaseException:
+                self.kill()
+                raise
+        return self
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, kind, *_):
+        if kind:
+            self.kill()
+        else:
+            self.shutdown()
+
+    # -- the process
+
+    @property
+    def pid(self):
+        return self._qemu.pid if self._qemu else None
+
+    def qmp(self, command, **arguments):
+        """Run a QMP command (underscores stand for dashes); its answer, or a ToolError."""
+        try:
+            answer = self._qemu.qmp(command, **arguments)
+        except Exception as e:
+            raise self._dead(f"QMP {command} failed ({type(e).__name__})") from e
+        if "error" in answer:
+            raise ToolError(f"QMP {command}: {answer['error']['desc']}")
+        return answer["return"]
+
+    def wait_event(self, name, timeout=60, match=None):
+        """The next QMP event of that name; match is a part that its dict must have."""
+        try:
+            return self._qemu.wait_event(name, timeout, match)
+        except Exception as e:
+            raise self._dead(f"no QMP event {name} within {timeout} s") from e
+
+    def events(self):
+        """The QMP events that nobody has waited for."""
+        return self._qemu.events()
+
+    def iothread_tid(self, n=0):
+        """Thread id of disk n's IOThread (of the main loop if it has none)."""
+        if not self.disks[n].iothread:
+            return self.pid
+        return next(t["thread-id"] for t in self.qmp("query-iothreads") if t["id"] == f"iothread{n}")
+
+    def requests(self):
+        """How many requests each disk has done."""
+        stats = {b.get("qdev"): b["stats"] for b in self.qmp("query-blockstats")}
+        names = [disk.qdev(n) for n, disk in enumerate(self.disks)]
+        for name in names:
+            if name not in stats:
+                raise ToolError(f"{self.label}: query-blockstats does not list {name}")
+        return [stats[name]["rd_operations"] + stats[name]["wr_operations"] for name in names]
+
+    def shutdown(self, timeout=30, how="quit"):
+        """End QEMU by QMP or by SIGTERM; a crash or a hang on the way out is a ToolError.
+
+        If SIGTERM does not end it, what its threads do is noted in a file, if there is gdb.
+        """
+        if not self._qemu:
+            return
+        qemu, self._qemu = self._qemu, None
+        try:
+            if how == "SIGTERM":
+                os.kill(qemu.pid, signal.SIGTERM)
+                try:
+                    qemu.wait(timeout)
+                except subprocess.TimeoutExpired:
+                    self._note_stacks(qemu.pid)
+                    raise
+                qemu.ended()
+            else:
+                qemu.quit(timeout)
+        except BaseException as e:
+            qemu.kill_running()
+            if not isinstance(e, Exception):
+                raise
+        finally:
+            self._job.close()
+        code = qemu.code
+        if code == -9:
+            raise Hang(f"{self.label}: QEMU did not end within {timeout} s of `{how}` "
+                       f"and was killed; {self._said()}")
+        if code:
+            raise ToolError(f"{self.label}: QEMU ended with {code}; {self._said()}")
+
+    def _note_stacks(self, pid):
+        with open(self.log_dir / f"{self.label}.stacks", "w") as out, \
+                contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(["gdb", "-p", str(pid), "-batch", "-ex", "thread apply all bt"],
+                           stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, timeout=60)
+
+    def kill(self):
+        """End QEMU whatever state it is in; never fails."""
+        qemu, self._qemu = self._qemu, None
+        if qemu:
+            qemu.kill()
+        if self._job:
+            self._job.close()
+
+    def reset(self, timeout=60, paused=False):
+        """Push the reset button, perhaps while the guest is paused, and wait until it takes jobs again."""
+        with self.paused() if paused else contextlib.nullcontext():
+            self._press_reset()
+        self.wait_ready(timeout)
+        self.qmp("set-action", reboot="shutdown")   # not before: SeaBIOS resets a second time
+
+    @contextlib.contextmanager
+    def paused(self):
+        """The guest does not run meanwhile."""
+        self.qmp("stop")
+        yield
+        self.qmp("cont")
+
+    def _press_reset(self):
+        self.qmp("set-action", reboot="reset")      # -no-reboot is for a guest that panics
+        self.qmp("system_reset")
+        self.wait_event("RESET", match={"data": {"reason": "host-qmp-system-reset"}})
+        self._receive_rest()
+        self._buffer = b""                          # what was said before the reset
+
+    def migrate(self, path, timeout=60, patience=5):
+        """Go on in another QEMU, by way of a file; what runs in the guest goes on there.
+
+        A guest that makes memory dirty faster than it is saved is stopped after some seconds.
+        """
+        self.save(path, timeout, patience)
+        self.resume(path, timeout)
+
+    def save(self, path, timeout=60, patience=5):
+        """Save the guest to a file and end QEMU."""
+        deadline = time.monotonic() + timeout
+        # what QEMU has not read of the job channel would be lost with its end
+        while struct.unpack("i", fcntl.ioctl(self._job, termios.TIOCOUTQ, bytes(4)))[0]:
+            if time.monotonic() > deadline:
+                raise self._dead("the guest takes no job")
+            time.sleep(.01)
+        self.qmp("migrate-set-parameters", max_bandwidth=1 << 33)
+        self.qmp("migrate", uri=f"exec:cat >{shlex.quote(str(path))}")
+        self._wait_migrated(deadline, time.monotonic() + patience)
+        self._receive_rest()
+        self.shutdown()
+
+    def resume(self, path, timeout=60):
+        """Start QEMU with the guest that save() has saved."""
+        self.start(f"exec:cat {shlex.quote(str(path))}")
+        self._wait_migrated(time.monotonic() + timeout)
+        self.qmp("cont")
+
+    def _wait_migrated(self, deadline, stop_at=None):
+        while (now := self.qmp("query-migrate")).get("status") != "completed":
+            if now.get("status") == "failed" or time.monotonic() > deadline:
+                raise self._dead(f"migration: {now.get('error-desc') or now.get('status') or 'nothing came'}")
+            if stop_at and time.monotonic() > stop_at:
+                self.qmp("stop")
+                stop_at = None
+            time.sleep(.05)
+
+    # -- what went wrong
+
+    @staticmethod
+    def _tail(path, lines=1):
+        try:
+            text = path.read_text(errors="replace").replace("\r", "")
+        except OSError:
+            return []
+        return [s for s in text.split("\n") if s.strip()][-lines:]
+
+    def _said(self):
+        last = self._tail(self.qemu_log)
+        return f"it said: {last[0]} (log: {self.qemu_log})" if last else f"it said nothing (log: {self.qemu_log})"
+
+    def _dead(self, what):
+        """A ToolError that tells whether QEMU lives and what the guest said last."""
+        for line in self._tail(self.console, 8):
+            print(f"  {self.label}: {line}", file=sys.stderr)
+        try:
+            code = self._qemu and self._qemu.wait(1)
+        except subprocess.TimeoutExpired:
+            code = None
+        state = "QEMU is still running" if code is None else f"QEMU ended with {code}, {self._said()}"
+        return ToolError(f"{self.label}: {what}; {state}; console: {self.console}")
+
+    # -- jobs
+
+    def _receive(self, deadline, what):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise self._dead(f"no answer in time from the guest to {what}")
+        self._job.settimeout(left)
+        try:
+            data = self._job.recv(1 << 16)
+        except socket.timeout:
+            data = None
+        except OSError:
+            data = b""
+        if data == b"":
+            raise self._dead(f"the guest went away during {what}")
+        self._buffer += data or b""
+
+    def _receive_rest(self):
+        """What has come already, up to the last byte."""
+        self._job.settimeout(0)
+        try:
+            while data := self._job.recv(1 << 16):
+                self._buffer += data
+        except BlockingIOError:
+            pass
+
+    def _line(self, deadline, what):
+        while b"\n" not in self._buffer:
+            self._receive(deadline, what)
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode(errors="replace")
+
+    def wait_ready(self, timeout=60):
+        """Wait until the guest's init takes jobs; it needs about 4 s under TCG.
+
+        Time in which QEMU's threads wanted a CPU and got none does not count: with ten
+        busy loops beside it, it needs a minute and a half. A vCPU that runs and does not
+        get on, or gets no timer interrupts, is TCG's fault (docs/tests.md), and the guest
+        gets a second and a third chance.
+        """
+        for chance in reversed(range(3)):
+            said_before = self._console_size()
+            try:
+                self._wait_for_init(timeout)
+                break
+            except ToolError as e:
+                busy, stalls = self._examine(), self._stalls(said_before)
+                with contextlib.suppress(ToolError):        # was it only slow?
+                    self._wait_for_init(.1)
+                    break
+                why = f"a vCPU is busy ({busy:.0%}) and does not get on" if busy >= .5 else \
+                    "a vCPU gets no timer interrupts" if stalls else "its vCPUs are idle"
+                if self.accel != "tcg" or not chance or (busy < .5 and not stalls):
+                    raise ToolError(f"{e}; {why}") from None
+                common.progress(f"{self.label}: {why}; resetting the guest")
+                self._press_reset()
+        if chance < 2:
+            self.qmp("set-action", reboot="shutdown")
+
+    def _console_size(self):
+        try:
+            return self.console.stat().st_size
+        except OSError:
+            return 0
+
+    def _stalls(self, start):
+        """Whether the guest's kernel has said since then that RCU stalls because a timer does not come."""
+        try:
+            return b"kthread timer wakeup didn't happen" in self.console.read_bytes()[start:]
+        except OSError:
+            return False
+
+    def _wait_for_init(self, timeout):
+        starved, deadline = self.starved(), time.monotonic() + timeout
+        while True:
+            try:
+                while self._line(deadline, "its start") != "ready":
+                    pass
+                return
+            except ToolError:
+                more = self.starved() - starved
+                if time.monotonic() < deadline or more < 1:
+                    raise
+                starved += more
+                deadline = time.monotonic() + more
+
+    def _scheduled(self, column):
+        """{thread id: seconds} of QEMU's threads: column 0, on a CPU; 1, waiting for one."""
+        found = {}
+        for stat in pathlib.Path(f"/proc/{self.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                found[int(stat.parent.name)] = int(stat.read_text().split()[column]) / 1e9
+        return found
+
+    def starved(self):
+        """For how many seconds the thread that fared worst has waited for a CPU."""
+        return max(self._scheduled(1).values(), default=0)
+
+    def _watch(self):
+        """Look at QEMU's threads from now on.
+
+        The function that it returns says which part of the time each has run, or would have but for
+        other threads, {thread id: part}, and how many seconds that was.
+        """
+        start, before = time.monotonic(), [self._scheduled(0), self._scheduled(1)]
+
+        def wanted():
+            after, seconds = [self._scheduled(0), self._scheduled(1)], time.monotonic() - start
+            return {tid: sum(after[n].get(tid, 0) - before[n].get(tid, 0) for n in range(2)) / seconds
+                    for tid in after[0]}, seconds
+        return wanted
+
+    def busy(self, seconds):
+        """Which part of this time the IOThread of each disk has run, or would have but for other threads."""
+        wanted = self._watch()
+        time.sleep(seconds)
+        parts = wanted()[0]
+        return [parts[self.iothread_tid(n)] for n in range(len(self.disks))]
+
+    def _examine(self):
+        """Note in a file what QEMU's monitor says of a guest that does not boot; never fails.
+
+        Returns which part of the time the busiest vCPU ran, or would have but for other threads.
+        """
+        commands = ["info status", "info registers -a", "info pic", "info lapic", "info blockstats",
+                    "info iothreads", "info registers -a"]       # twice: does it get on?
+        try:
+            vcpus = [cpu["thread-id"] for cpu in self.qmp("query-cpus-fast")]
+        except ToolError:
+            vcpus = []
+        watch = self._watch()
+        with open(self.log_dir / f"{self.label}.hang", "w") as out:
+            for command in commands:
+                try:
+                    said = self._qemu.qmp("human-monitor-command", command_line=command)
+                except Exception as e:
+                    said = {"return": f"no answer ({type(e).__name__})"}
+                print(f"== {command}\n{said.get('return', said)}", file=out)
+                time.sleep(0.5)
+            wanted, seconds = watch()
+            for tid, part in wanted.items():
+                print(f"{'vCPU' if tid in vcpus else 'thread'} {tid}: {part:.0%} of {seconds:.1f} s", file=out)
+        return max((wanted.get(tid, 0) for tid in vcpus), default=0)
+
+    def begin(self, command):
+        """Start a shell script in the guest; finish() has its result. One at a time."""
+        job = secrets.token_hex(8)
+        script = base64.b64encode(command.encode()).decode()
+        try:
+            self._job.settimeout(30)
+            self._job.sendall(f"run {job} {script}\n".encode())
+        except OSError as e:
+            raise self._dead("the guest takes no job") from e
+        return job
+
+    def finish(self, job, timeout=60):
+        """(exit status, output of both streams) of the job that begin() returned."""
+        deadline = time.monotonic() + timeout
+        while True:
+            m = re.fullmatch(r"done ([0-9a-f]{16}) (\d{1,3}) (\d{1,9}) ([0-9a-f]{32})",
+                             self._line(deadline, "a job"))
+            if not m:
+                continue
+            while len(self._buffer) < int(m[3]):
+                self._receive(deadline, "a job")
+            output, self._buffer = self._buffer[:int(m[3])], self._buffer[int(m[3]):]
+            if m[1] != job:
+                continue                # of a job that was given up
+            if hashlib.md5(output).hexdigest() != m[4]:
+                raise self._dead("the guest's answer came damaged")
+            return int(m[2]), output.decode(errors="replace")
+
+    def run(self, command, timeout=60):
+        """Run a shell script in the guest: (exit status, output of both streams)."""
+        return self.finish(self.begin(command), timeout)
+
+    def check(self, command, timeout=60):
+        """Like run(), but a status other than 0 is a ToolError; returns the output."""
+        status, output = self.run(command, timeout)
+        if status:
+            last = (output.strip() or "it said nothing").splitlines()[-1]
+            raise ToolError(f"{self.label}: {command.split()[0]} failed in the guest with {status}: {last}")
+        return output
+
+    def put_file(self, name, text):
+        data = base64.b64encode(text.encode()).decode()
+        self.check(f"echo {data} | base64 -d >{shlex.quote(name)}")
+
+    def disk(self, n=0):
+        """(device node, virtio name) of disk n in the guest, such as /dev/vda, virtio1."""
+        top = f"/sys/bus/pci/devices/0000:00:{FIRST_SLOT + n:02x}.0"
+        out = self.check(f"cd {top}/virtio* && pwd -P && find . -path '*/block/*' -prune -print").split()
+        if len(out) != 2:
+            raise ToolError(f"{self.label}: the guest sees no disk {n} at {top}")
+        return "/dev/" + out[1].rsplit("/", 1)[1], out[0].rsplit("/", 1)[1]

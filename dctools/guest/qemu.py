@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A QEMU process, by QEMU's own python library, of which each release has another. The differences end here."""
+
+import inspect
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from dctools import common
+from dctools.common import ToolError
+
+ANSWER = 60         # seconds; by default the library waits for ever for the answer to a command
+
+
+def qemu_python(stack: str | None = None) -> pathlib.Path:
+    """Where QEMU's own python library is: in the source of the base."""
+    if common.settings.qemu_python:
+        places = [pathlib.Path(common.settings.qemu_python)]
+    else:
+        d = common.stack_dir(stack or common.stack_name())
+        places = [d / "base/src/python", d / "tree/python"]
+    for p in places:
+        if (p / "qemu/machine/machine.py").is_file():
+            return p
+    raise ToolError(f"no QEMU python library in {places[0]}; run `make tree`")
+
+
+def machine_class(library: pathlib.Path) -> type:
+    """QEMUMachine, with one thing mended."""
+    if str(library) not in sys.path:
+        sys.path.insert(0, str(library))
+    from qemu.machine import QEMUMachine        # type: ignore[import]
+
+    class Machine(QEMUMachine):
+        def _post_launch(self):
+            try:
+                super()._post_launch()
+            except BaseException:
+                # launch() would wait half a minute for a QEMU without a monitor
+                self._user_killed = True
+                self._popen.kill()
+                raise
+    return Machine
+
+
+class Qemu:
+    """What we need of the library."""
+
+    def __init__(self, library: pathlib.Path, binary: pathlib.Path, arguments: list[str], name: str,
+                 directory: pathlib.Path, patience: float) -> None:
+        cls = machine_class(library)
+        # otherwise it makes directories in /var/tmp; since 8.1 the monitor's socket has no name
+        directories = {d: str(directory) for d in ("log_dir", "base_temp_dir", "sock_dir")
+                       if d in inspect.signature(cls).parameters}
+        self._machine = cls(str(binary), name=name, **directories, qmp_timer=patience, args=arguments)
+
+    def launch(self) -> None:
+        self._machine.launch()
+        self._machine._qmp.settimeout(ANSWER)
+
+    @property
+    def pid(self) -> int | None:
+        return self._machine.get_pid()
+
+    @property
+    def code(self) -> int | None:
+        """Its exit status, once it has ended."""
+        return self._machine.exitcode()
+
+    def qmp(self, command: str, **arguments: Any) -> dict[str, Any]:
+        return self._machine.qmp(command, **arguments)
+
+    def wait_event(self, name: str, timeout: float, match: dict | None) -> Any:
+        # an int would mean: for ever
+        return self._machine.event_wait(name, float(timeout), match)
+
+    def events(self) -> list[dict[str, Any]]:
+        return self._machine.get_qmp_events()
+
+    def wait(self, timeout: float) -> int:
+        """Until it has ended; subprocess.TimeoutExpired otherwise."""
+        return self._machine._popen.wait(timeout)
+
+    def ended(self) -> None:
+        """It has ended by itself."""
+        self._machine.wait()
+
+    def quit(self, timeout: float) -> None:
+        self._machine.shutdown(timeout=timeout)
+
+    def kill_running(self) -> None:
+        if self._machine.is_running():
+            self._machine.kill()
+
+    def kill(self) -> None:
+        """End it whatever state it is in; never fails."""
+        process: subprocess.Popen | None = self._machine._popen     # launch() may have failed half way
+        try:
+            self._machine.kill()
+        except Exception:
+            pass
+        if process and process.poll() is None:
+            process.kill()
+            process.wait()

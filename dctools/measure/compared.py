@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is compared, on what, and where the results go."""
+
+import dataclasses
+import datetime
+import os
+import pathlib
+import platform
+import re
+import stat
+
+from dctools import common, guest, process
+from dctools.common import ToolError
+
+
+def check_given(qemu_a: str, qemu_b: str) -> None:
+    """Both binaries are given, or none."""
+    if bool(qemu_a) != bool(qemu_b):
+        raise ToolError("QEMU_A= and QEMU_B= go together: give both binaries or none")
+
+
+def own_disk(name: str, writes: bool, write_ok: bool, rw: str = "") -> str:
+    """The real path of DISK=, after checks that it can be used the way it will be.
+
+    With rw, a workload that writes without WRITE_OK=1 is refused and called that; without rw the disk is read-only then.
+    """
+    path = pathlib.Path(name).resolve()
+    try:
+        mode = path.stat().st_mode
+    except OSError as e:
+        raise ToolError(f"DISK={name}: {e.strerror}") from e
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise ToolError(f"DISK={name}: neither a file nor a block device")
+    if rw and writes and not write_ok:
+        raise ToolError(f"RW={rw} would overwrite DISK={name}; if that is meant, add WRITE_OK=1")
+    read_only = not (writes and write_ok)
+    # O_EXCL on a block device fails when it is mounted or otherwise taken
+    flags = os.O_RDONLY if read_only else os.O_RDWR | (os.O_EXCL if stat.S_ISBLK(mode) else 0)
+    try:
+        fd = os.open(path, flags)
+    except OSError as e:
+        raise ToolError(f"DISK={name}: cannot be opened for {'reading' if read_only else 'writing'} "
+                        f"({e.strerror})") from e
+    try:
+        if os.lseek(fd, 0, os.SEEK_END) < 1 << 20:
+            raise ToolError(f"DISK={name}: smaller than 1 MiB")
+    finally:
+        os.close(fd)
+    return str(path)
+
+
+@dataclasses.dataclass
+class Binary:
+    label: str
+    path: str
+    version: str = ""
+    sha256: str = ""
+
+
+def binaries(qemu_a: str, qemu_b: str, stack: str) -> list[Binary]:
+    """The two binaries, base first, with what identifies them."""
+    if qemu_a:
+        both = [Binary("A", qemu_a), Binary("B", qemu_b)]
+    else:
+        both = [Binary(side, str(common.stack_dir(stack) / side / "build/qemu-system-x86_64"))
+                for side in ("base", "series")]
+    for b in both:
+        if not os.path.isfile(b.path) or not os.access(b.path, os.X_OK):
+            raise ToolError(f"no QEMU at {b.path}; " +
+                            (f"is QEMU_{b.label}= right?" if qemu_a else "run `make build`"))
+        b.path = str(pathlib.Path(b.path).resolve())
+        b.version = process.run([b.path, "--version"]).partition("\n")[0]
+        b.sha256 = common.sha256(b.path)
+    return both
+
+
+def host() -> dict[str, object]:
+    """What it is measured on."""
+    # a name such as "AMD EPYC" is that of several generations
+    cpu = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M))
+    name = cpu.get("model name", platform.machine())
+    if "cpu family" in cpu and "model" in cpu:
+        name += f", family {cpu['cpu family']}, model {cpu['model']}"
+    return {"cpus": len(os.sched_getaffinity(0)), "cpu": name,
+            "kernel": platform.release(), "accelerator": guest.accelerator()}
+
+
+def new_directory(name: str, newest: str = "latest") -> pathlib.Path:
+    """For results, and the link to it."""
+    results = common.settings.build / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    out = results / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
+    out.mkdir()
+    link = results / f"{newest}.new"
+    link.unlink(missing_ok=True)
+    link.symlink_to(out.name)
+    link.replace(results / newest)
+    return out

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a section, a call and a request cost, in instructions: valgrind counts them, on any machine alike."""
+
+import dataclasses
+import pathlib
+import re
+import shutil
+import tempfile
+
+from dctools import build, common, guest, series
+from dctools.common import ToolError, progress
+from dctools.measure import generator, plan
+from dctools.process import run
+
+BENCH = "tests/bench/defer-call-bench"
+CALLS = [0, 1, 8, 64, 1024]
+ROUNDS = (10, 20)       # as many digits each, so that printing them costs the same
+WAYS = {"defer_call()": [], "linear search": ["-l"]}
+FEW, MANY, GROWTH = 8, 1024, 1.5    # a call among MANY may cost GROWTH times one among FEW
+# Called by the IOThread once per request, in all releases
+PER_REQUEST = "virtqueue_push"
+DUMP_EACH = 3_000_000   # basic blocks, which are some hundred requests
+
+
+def need_valgrind():
+    if not shutil.which("valgrind"):
+        raise ToolError("valgrind is missing; run `make install`, or install the Debian package valgrind")
+
+
+def valgrind(said, *cmd):
+    """Run cmd under valgrind; the number that it prints where `said` has its group."""
+    need_valgrind()
+    text = run(["valgrind", "--command-line-only=yes", "--log-fd=1", *cmd])
+    if not (m := re.search(said, text)):
+        raise ToolError(f"valgrind printed nothing like `{said}`")
+    return int(m[1].replace(",", ""))
+
+
+def section(binary, calls, *args):
+    """Instructions for a section with that many calls."""
+    # from main() on: before it, the dynamic linker's work differs from run to run
+    counts = [valgrind(r"Collected : (\d+)", "--tool=callgrind", "--callgrind-out-file=/dev/null",
+                       "--toggle-collect=main", binary, "-n", calls, "-r", r, *args) for r in ROUNDS]
+    cost = (counts[1] - counts[0]) / (ROUNDS[1] - ROUNDS[0])
+    if cost <= 0:
+        raise ToolError(f"{counts[0]} instructions in {ROUNDS[0]} rounds, {counts[1]} in {ROUNDS[1]}: "
+                        "callgrind did not see the benchmark run")
+    return cost
+
+
+def costs(binary, way, calls):
+    """Instructions: the whole section, its share for a call, and for deferring one call again."""
+    once = section(binary, calls, *WAYS[way])
+    if not calls:
+        return once, None, None
+    return once, once / calls, (section(binary, calls, "-d", *WAYS[way]) - once) / calls
+
+
+def allocations(binary):
+    """{calls: the program's heap allocations with either number of rounds}"""
+    return {n: [valgrind(r"total heap usage: ([\d,]+) allocs", binary, "-n", n, "-r", r, "-d") for r in ROUNDS]
+            for n in CALLS}
+
+
+def judge_growth(few, many):
+    for what, a, b in zip(["a call", "a duplicate"], few[1:], many[1:]):
+        if b > GROWTH * a:
+            raise ToolError(f"{what} costs {b:.0f} instructions among {MANY} calls, {b / a:.1f} times "
+                            f"the {a:.0f} among {FEW}; {GROWTH} times are allowed")
+
+
+def judge_allocations(counts):
+    for calls, (a, b) in counts.items():
+        if a != b:
+            raise ToolError(f"{calls} calls: {a} allocations in {ROUNDS[0]} rounds, {b} in {ROUNDS[1]}")
+    # The queue grows in the warm-up round; who does not see that would see nothing in the others.
+    if counts[MANY][0] <= counts[FEW][0]:
+        raise ToolError("valgrind did not count the allocations of the warm-up round")
+
+
+def check_growth(binary, way):
+    judge_growth(costs(binary, way, FEW), costs(binary, way, MANY))
+
+
+def check_allocations(binary):
+    judge_allocations(allocations(binary))
+
+
+def table(found):
+    """found: {(way, calls): costs()}"""
+    lines = ["      " + "".join(f"{way:^34}" for way in WAYS).rstrip(),
+             "calls" + f"{'section':>12}{'per call':>10}{'duplicate':>11} " * len(WAYS)]
+    for n in CALLS:
+        cells = [f"{'-' if c is None else f'{c:,.0f}':>{width}}" + " " * (width == 11)
+                 for way in WAYS for c, width in zip(found[way, n], (12, 10, 11))]
+        lines.append(f"{n:5}{''.join(cells)}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def read_dump(text):
+    """(instructions, calls of PER_REQUEST) of a file of callgrind's, which names a function once and then by number."""
+    number = re.search(rf"fn=\((\d+)\) {PER_REQUEST}$", text, re.M)
+    calls = re.findall(rf"^cfn=\({number[1]}\).*\ncalls=(\d+)", text, re.M) if number else []
+    return int(re.search(r"^totals: (\d+)$", text, re.M)[1]), sum(map(int, calls))
+
+
+def per_request(dumps):
+    """Instructions of the IOThread per request, from read_dump() of its dumps in their order."""
+    found = [(n, calls) for n, calls in dumps if calls]
+    if len(found) < 3:
+        raise ToolError(f"callgrind saw requests in {len(found)} of its dumps, too few to tell what one costs")
+    # the first has the start, too
+    instructions, requests = map(sum, zip(*found[1:]))
+    return instructions / requests
+
+
+def io_cost(binary, image, p):
+    """Instructions of the IOThread for a request by itself."""
+    need_valgrind()
+    with tempfile.TemporaryDirectory() as directory:
+        out = pathlib.Path(directory) / "callgrind"
+        # fair: else the thread that runs keeps the others from it. Nothing may be stopped with ptrace, it might
+        # be the thread that runs.
+        script = (f'exec valgrind --tool=callgrind --fair-sched=yes --separate-threads=yes --log-file={out}.log '
+                  f'--dump-every-bb={DUMP_EACH} --callgrind-out-file={out} "{binary}" "$@"')
+        with generator.wrapped(script) as wrapper:
+            generator.run_load([*generator.command(wrapper, p.configs[0], p, image, 1), "--kick", "qtest", "--verify", "none"],
+                          300)
+        # files are callgrind.DUMP-THREAD
+        threads = {}
+        for f in sorted(out.parent.glob("callgrind.*-*"), key=lambda f: int(f.name.split(".")[1].split("-")[0])):
+            threads.setdefault(f.name.rpartition("-")[2], []).append(read_dump(f.read_text()))
+        busy = [dumps for dumps in threads.values() if any(calls for _, calls in dumps)]
+        if len(busy) != 1:
+            raise ToolError(f"{len(busy)} threads call {PER_REQUEST}(), the IOThread alone should")
+        return per_request(busy[0])
+
+
+def io_costs(stack):
+    """{engine: (base, series)}"""
+    found = {}
+    for aio in guest.AIO:
+        p = plan.parameters(plan.Options(aio=(aio,), iodepth=(1,), queues=(1,), event_idx=("on",), irq=("each",),
+                                         wait=("irq",), storage=("fast",), main=("driver",), seconds=8))
+        with generator.images(p) as images:
+            found[aio] = []
+            for side in ("base", "series"):
+                progress(f"{aio}, one request at a time, {side}")
+                found[aio].append(io_cost(common.stack_dir(stack) / side / "build/qemu-system-x86_64",
+                                          images["fast", aio], p))
+    return found
+
+
+def io_table(found):
+    lines = [f"{'IOThread, per request at depth 1':34}{'base':>8}{'series':>9}"]
+    lines += [f"{aio:34}{a:8,.0f}{b:9,.0f}{b - a:+8,.0f}{(b / a - 1):+8.1%}" for aio, (a, b) in found.items()]
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    pass
+
+
+def main(_: Options) -> None:
+    """make bench-cost: what deferred calls cost, in instructions.
+
+    The series' tests/bench/defer-call-bench runs under valgrind's callgrind, which counts
+    instructions exactly, once with defer_call() and once with an array that is searched for
+    duplicates from its start. Two numbers of rounds, whose difference leaves out start-up and
+    the warm-up round. The benchmark's own loop and the called function are counted on both sides.
+
+    Then the load generator has base and series under callgrind do I/O, one request at a time, where
+    nothing follows that a deferred call could wait for: what does the IOThread execute for each?
+    """
+    stack = common.stack_name()
+    tip = series.update_tree(stack)[1]
+    if not common.git(common.stack_dir(stack) / "tree", "ls-tree", tip, f"{BENCH}.c"):
+        raise ToolError(f"patches/{stack} brings no {BENCH}; give another STACK=")
+    build.build_both(stack)
+    print(io_table(io_costs(stack)), flush=True)
+    binary = build.build_side(stack, "series", tip, [BENCH]) / BENCH
+    found = {}
+    for way in WAYS:
+        for n in CALLS:
+            progress(f"{way}, {n} calls")
+            found[way, n] = costs(binary, way, n)
+    print(table(found), flush=True)
+    check_allocations(binary)
+    print("heap allocations after the first section: none")

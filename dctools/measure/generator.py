@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The load generator (loadgen/): compile it, give it a disk, run it, take turns."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import resource
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+
+from dctools import common, guest, process
+from dctools.common import ToolError
+
+SOURCES = common.ROOT / "loadgen"
+IMAGE_MIB = 64
+DISK_MIB = 256
+WARM_UP = 0.15
+COUNT = 0.15            # seconds of the window in which system calls are counted
+
+
+def place() -> pathlib.Path:
+    """Where the program lies, and its images."""
+    return common.settings.build / "loadgen"
+
+
+def program() -> pathlib.Path:
+    """The program, compiled if one of its sources is newer, and no more than once in a measurement."""
+    return compiled(place() / "loadgen")
+
+
+@functools.cache
+def compiled(output: pathlib.Path) -> pathlib.Path:
+    compile_c(sorted(SOURCES.glob("*.c")), output, [])
+    return output
+
+
+def compile_c(sources: Sequence[pathlib.Path], output: pathlib.Path, arguments: Sequence[str]) -> None:
+    """One output of all sources, unless it is newer than these and the headers beside them."""
+    headers = {header for source in sources for header in source.parent.glob("*.h")}
+    if output.is_file() and output.stat().st_mtime > max(f.stat().st_mtime for f in {*sources, *headers}):
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    new = output.with_suffix(".new")
+    process.run(["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", *arguments, "-o", new, *sources])
+    new.replace(output)
+
+
+@dataclasses.dataclass
+class Image:
+    path: str
+    direct: bool
+    verify: str         # what is verified: "all", a number of blocks, "none"
+
+
+@contextlib.contextmanager
+def images(p):
+    """(storage, engine) -> Image, for the configurations of the plan.
+
+    "fast" answers at once: for native and threads a file in memory (a memfd is
+    tmpfs), for io_uring, which hands tmpfs to worker threads, one in the page cache.
+    """
+    fill, found, fds = program(), {}, []
+    directory = place()
+    wanted = {(c.storage, c.aio) for c in p.configs}
+
+    def filled(path):
+        process.run([fill, "--fill", "--image", path])
+        return path
+
+    def our_file(name, mib):
+        path = directory / name
+        common.need_space(directory, mib + 64)
+        return filled(common.sparse(path, mib << 20))
+    try:
+        if wanted & {("fast", "native"), ("fast", "threads")}:
+            fds.append(os.memfd_create("ring-image"))
+            os.truncate(fds[0], IMAGE_MIB << 20)
+            path = f"/proc/{os.getpid()}/fd/{fds[0]}"
+            try:
+                os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+            except OSError as e:
+                raise ToolError("tmpfs has no O_DIRECT with this kernel (Linux 6.6 brought it); "
+                                "give STORAGE=disk") from e
+            filled(path)
+            for aio in ("native", "threads"):
+                found["fast", aio] = Image(path, True, "all")
+        if ("fast", "io_uring") in wanted:
+            found["fast", "io_uring"] = Image(our_file("cached.raw", IMAGE_MIB), False, "all")
+        if any(storage == "disk" for storage, _ in wanted):
+            disk = p.disk or our_file("disk.raw", DISK_MIB)
+            guest.check_direct(disk)
+            for aio in guest.AIO:
+                found["disk", aio] = Image(disk, True, "none" if p.disk else "1024")
+        yield found
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def placement(config, cpus):
+    arguments = ["--driver-cpu", cpus["driver"], "--iothread-cpu", cpus["iothread"]]
+    if config.main == "irqfd":
+        return arguments + ["--irqfd", "on", "--main-cpu", cpus["driver"]]
+    return arguments + ["--main-cpu", cpus[config.main]]
+
+
+def command(binary, config, p, image, seed):
+    """loadgen's command line for one sample."""
+    return [str(a) for a in [
+        program(), "--qemu", binary, "--image", image.path, "--aio", config.aio,
+        "--cache-direct", "on" if image.direct else "off", "--qd", config.qd, "--queues", config.queues,
+        "--event-idx", config.event_idx, "--irq", config.irq, "--wait", config.wait,
+        *placement(config, p.cpus), "--reaction-us", p.reaction_us, "--jitter", p.jitter, "--batch", p.batch,
+        "--poll-max-ns", p.poll_max_ns, "--indirect", p.indirect, "--rw", p.rw, "--bs", p.bs,
+        "--machine", p.machine, "--seconds", p.seconds, "--min-ios", p.min_ios, "--warmup", WARM_UP, "--count-seconds", COUNT,
+        "--verify", image.verify, "--seed", seed]]
+
+
+class TryAgain(ToolError):
+    """The next one will do."""
+
+
+class Load:
+    """One load generator. It ends its QEMU whatever happens to it."""
+
+    def __init__(self, arguments, timeout):
+        self.timeout = timeout
+        self.errors = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=self.errors, bufsize=0, start_new_session=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait()
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            file.close()
+
+    def said(self):
+        """What it says next; nothing when it has ended."""
+        if not select.select([self.process.stdout], [], [], self.timeout)[0]:
+            raise ToolError(f"loadgen said nothing for {self.timeout:.0f} s")
+        return self.process.stdout.read(65536)
+
+    def turn(self):
+        """Let it measure."""
+        with contextlib.suppress(BrokenPipeError):      # result() will tell why
+            self.process.stdin.write(b"\n")
+
+    def wait_idle(self):
+        said = self.said()
+        if not said:
+            self.result()       # knows why
+        if said != b"idle\n":
+            raise ToolError(f"loadgen should be idle, but says: {said[:200]!r}")
+
+    def result(self):
+        """What it has measured, at its end."""
+        text = b"".join(iter(self.said, b""))
+        if self.process.wait():
+            self.errors.seek(0)
+            errors = self.errors.read().decode(errors="replace").strip().splitlines()
+            kind = TryAgain if self.process.returncode == os.EX_TEMPFAIL else ToolError
+            raise kind((errors or [f"loadgen ended with {self.process.returncode}"])[-1])
+        try:
+            return json.loads(text)
+        except ValueError as e:
+            raise ToolError(f"loadgen gave no JSON, but: {text[:200]!r}") from e
+
+
+def again(what):
+    """what(), up to twice more if loadgen asks for it."""
+    for last in (False, False, True):
+        try:
+            return what()
+        except TryAgain as e:
+            if last:
+                raise
+            common.progress(f"{e}; nothing was measured, trying again")
+
+
+def run_load(arguments, timeout):
+    """Run loadgen to its end; what it prints."""
+    def once():
+        with Load(arguments, timeout) as load:
+            return load.result()
+    return again(once)
+
+
+def run_turns(arguments, order, timeout):
+    """One loadgen of each role, measured in turns; what they print.
+
+    arguments: role -> command line. order: the roles of each turn, of which the last is
+    the one that counts system calls.
+    """
+    with contextlib.ExitStack() as stack:
+        def idle(role):
+            load = stack.enter_context(Load([*arguments[role], "--turns", str(len(order) - 1)], timeout))
+            load.wait_idle()
+            return load
+        loads = {role: again(functools.partial(idle, role)) for role in order[0]}
+        for turn in order[:-1]:
+            for role in turn:
+                loads[role].turn()
+                loads[role].wait_idle()
+        results = {}
+        for role in order[-1]:
+            loads[role].turn()
+            results[role] = loads[role].result()
+        return results
+
+
+def kept(run):
+    """What is kept of run()'s results, with the CPUs that other processes took meanwhile."""
+    def machine():
+        ticks = [int(n) for n in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+    def own():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+    before = machine(), own(), time.monotonic()
+    results = run()
+    busy, ours, took = (b - a for a, b in zip(before, (machine(), own(), time.monotonic())))
+    for raw in results.values():
+        raw.pop("parameters")
+        calls = raw["syscalls"]["per_io"]
+        raw["syscalls"]["per_io"] = {k: v for k, v in calls.items() if v}
+        raw["took"], raw["others"] = round(took, 3), round(max(0, busy - ours) / took, 4)
+    return results
+
+
+def patience(p):
+    """Seconds after which a silent loadgen is no use."""
+    return p.seconds * 3 + 120
+
+
+def sample(binary, config, p, image, seed):
+    """One fresh process by itself."""
+    return kept(lambda: {"": run_load(command(binary, config, p, image, seed), patience(p))})[""]
+
+
+def compare(binaries, config, p, image, seed, order):
+    """A fresh process for each role, of {role: binary}."""
+    arguments = {role: command(binary, config, p, image, seed) for role, binary in binaries.items()}
+    return kept(lambda: run_turns(arguments, order, patience(p)))
+
+
+@contextlib.contextmanager
+def wrapped(script):
+    """A shell script in place of QEMU."""
+    with tempfile.TemporaryDirectory() as directory:
+        wrapper = pathlib.Path(directory) / "qemu-wrapped"
+        wrapper.write_text(f"#!/bin/sh\n{script}\n")
+        wrapper.chmod(0o755)
+        yield str(wrapper)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tests of the load generator: what it must find, and what it must not."""
+
+import dataclasses
+import os
+import random
+import re
+
+from dctools.common import ToolError
+from dctools.measure.generator import SOURCES, command, compile_c, images, place, run_load, sample, wrapped
+from dctools.measure.plan import Options, parameters
+from dctools.report.loadgen import PER_BATCH, metrics
+from dctools.report.results import ratio_text
+from dctools.report.statistics import paired
+
+WRAPS = 4       # times 65,536 requests
+DOUBLE_WRITES = SOURCES / "preload" / "doublewrite.c"
+BATCHES = SOURCES / "preload" / "batches.c"
+# aio-max-batch of the IOThread and of the file, and the most that QEMU then submits at once
+BATCH_LIMITS = [(0, 0, 32), (4, 0, 4), (0, 4, 4), (8, 4, 4), (4, 8, 4)]
+
+
+def _small(**kw):
+    """Parameters of a short run whose counts do not depend on the machine.
+
+    One request at a time and no EVENT_IDX: a notification for each, however late
+    the driver is.
+    """
+    small = {"pairs": 3, "seconds": .3, "seed": 1, "aio": ("threads",), "iodepth": (1,), "queues": (1,),
+             "event_idx": ("off",), "irq": ("each",), "storage": ("fast",), "main": ("irqfd",), "min_ios": 3000}
+    return parameters(Options(**{**small, **kw}))
+
+
+def _writes(p, found, binaries):
+    """Ratio of write(2) per I/O, second binary to first, and the interval over the pairs."""
+    values = [[], []]
+    config = p.configs[0]
+    image = found[config.storage, config.aio]
+    for pair in range(p.pairs):
+        for n in random.Random(pair).sample((0, 1), 2):
+            values[n].append(sample(binaries[n], config, p, image, pair)["per_io"]["writes"])
+    return paired(*values)
+
+
+def check_same(binary):
+    """A/A: one binary against itself shows no difference."""
+    p = _small()
+    with images(p) as found:
+        r = _writes(p, found, [binary, binary])
+    if r["ratio"] is None or not .98 < r["ratio"] < 1.02:
+        raise ToolError(f"a binary against itself: write(2) per I/O {ratio_text(r)}, 1 expected")
+
+
+def check_batches(binary, limits=BATCH_LIMITS):
+    """Linux AIO submits as many requests at once as aio-max-batch lets it, and no more."""
+    p = _small(aio=("native",), iodepth=(64,), irq=("batch",), wait=("irq",))
+    config = p.configs[0]
+    shim, most = place() / "batches.so", place() / "batches"
+    compile_c([BATCHES], shim, ["-shared", "-fPIC"])
+    for iothread, file, wanted in limits:
+        script = f'''
+for a; do
+    shift
+    case "$a" in
+    iothread,*) a="$a,aio-max-batch={iothread}" ;;
+    *'"driver":"file",'*) a="${{a%?}},\\"aio-max-batch\\":{file}}}" ;;
+    esac
+    set -- "$@" "$a"
+done
+MOST_SUBMITTED="{most}" LD_PRELOAD="{shim}" exec "{binary}" "$@"'''
+        most.write_text("0")
+        with images(p) as found, wrapped(script) as wrapper:
+            sample(wrapper, config, p, found[config.storage, config.aio], 1)
+        if (got := int(most.read_text())) != wanted:
+            raise ToolError(f"aio-max-batch={iothread}, of the file {file}: {got} requests at once, {wanted} expected")
+
+
+def check_slowed(binary):
+    """A binary with an extra write for each notification is found."""
+    p = _small()
+    shim = place() / "doublewrite.so"
+    compile_c([DOUBLE_WRITES], shim, ["-shared", "-fPIC"])
+    with images(p) as found, wrapped(f'LD_PRELOAD="{shim}" exec "{binary}" "$@"') as slowed:
+        r = _writes(p, found, [binary, slowed])
+    if r["low"] is None or not 1.9 < r["ratio"] < 2.1 or r["low"] <= 1:
+        raise ToolError(f"a doubled write was not found: write(2) per I/O {ratio_text(r)}, 2 expected")
+
+
+def check_wraps(binary):
+    """No notification is lost while the used index wraps: the driver takes nothing without an interrupt."""
+    p = _small(aio=("native", "io_uring"), iodepth=(7, 64), event_idx=("on",), irq=("each", "batch"), wait=("irq",),
+               min_ios=WRAPS << 16)
+    with images(p) as found:
+        for config in p.configs:
+            done = sample(binary, config, p, found[config.storage, config.aio], 1)["ios"]
+            if done < WRAPS << 16:
+                raise ToolError(f"{config}: {done} requests, {WRAPS << 16} were wanted")
+
+
+def check_writes(binary, most=PER_BATCH):
+    """There are few notifications for a batch of completions that a waiting driver finds.
+
+    A machine with more to do makes more of them, not fewer, so one of three runs will do.
+    """
+    p = _small(aio=("native", "io_uring"), iodepth=(64,), queues=(1, 4), event_idx=("on", "off"), irq=("batch",),
+               wait=("irq",))
+    with images(p) as found:
+        for config in p.configs:
+            for seed in range(3):
+                run = sample(binary, config, p, found[config.storage, config.aio], seed)
+                if (seen := metrics(run)["per_batch"]) <= most:
+                    break
+            else:
+                raise ToolError(f"{config}: {seen:.2f} write(2) per batch of completions, {most} allowed")
+
+
+def trace_events(trace):
+    """What a trace says of the virtqueue: U for a used buffer, N for a notification, R for a deferred call.
+
+    Up to the last notification; QEMU may have been killed after that.
+    """
+    found = re.findall(r"^(virtio_notify_irqfd(?:_send)?|defer_call_run) .* (\S+)$", trace, re.M)
+    queues = {pointer for event, pointer in found if event == "virtio_notify_irqfd"}
+    letter = {"virtio_notify_irqfd": "U", "virtio_notify_irqfd_send": "N", "defer_call_run": "R"}
+    events = "".join(letter[event] for event, pointer in found if pointer in queues)
+    return events[:events.rfind("N") + 1]
+
+
+def judge_rows(events, event_idx, least=10):
+    """One deferred call for a row of used buffers; with EVENT_IDX its first buffer does not wait for that.
+
+    Without EVENT_IDX the driver always wants to be notified; with it only sometimes, so not each N is there.
+    """
+    row = "UN?(?:U+RN?)?" if event_idx else "U+RN"
+    good = re.match(f"(?:{row})*", events)[0]
+    if good != events:
+        at = len(good)
+        raise ToolError(f"rows of used buffers are not notified of as they should be: "
+                        f"{events[max(0, at - 20):at]} and then {events[at:at + 40]}")
+    wanted = {"notifications for the first buffer of a row": "UN", "deferred calls": "R"} if event_idx else \
+        {"rows of more than one used buffer": "UUR"}
+    for what, pattern in wanted.items():
+        if (n := len(re.findall(pattern, events))) < least:
+            raise ToolError(f"{n} {what}, {least} were wanted")
+
+
+def check_rows(binary, event_idx):
+    """A driver gets one notification for a row of used buffers; with EVENT_IDX one more, at once, for the first."""
+    p = _small(aio=("native",), iodepth=(16,), event_idx=(event_idx,), irq=("batch" if event_idx == "on" else "each",),
+               wait=("irq",))
+    config, trace = p.configs[0], place() / "trace.log"
+    with images(p) as found:
+        events = [a for e in ["virtio_notify_irqfd*", "defer_call_run"] for a in ("-trace", e)]
+        run_load(command(binary, config, p, found[config.storage, config.aio], 1) +
+                 [a for q in [*events, "-D", str(trace)] for a in ("--qemu-arg", q)], 120)
+    judge_rows(trace_events(trace.read_text(errors="replace")), event_idx == "on")
+
+
+def check_jitter(binary, jitter=True):
+    """The driver's reaction time varies: some requests take much less than it is, some much more."""
+    reaction = 2000
+    p = _small(reaction_us=reaction, jitter=jitter, min_ios=300)
+    with images(p) as found:
+        # each of these requests takes milliseconds, and others have verified all of the image
+        image = dataclasses.replace(found["fast", "threads"], verify="100")
+        seen = sample(binary, p.configs[0], p, image, 1)["latency_us"]
+    if seen["min"] > reaction / 2 or seen["p99"] < reaction * 1.5:
+        raise ToolError(f"latencies from {seen['min']:.0f} to (p99) {seen['p99']:.0f} us do not vary as a reaction time "
+                        f"from 0 to {2 * reaction} us does")
+
+
+def check_corruption(binary):
+    """One wrong byte in the image is found, and its sector is named."""
+    p = _small(iodepth=(16,), queues=(2,))
+    config, sector = p.configs[0], 4711
+    with images(p) as found:
+        image = found[config.storage, config.aio]
+        fd = os.open(image.path, os.O_RDWR)
+        try:
+            byte = os.pread(fd, 1, sector * 512 + 99)
+            os.pwrite(fd, bytes([byte[0] ^ 1]), sector * 512 + 99)
+        finally:
+            os.close(fd)
+        try:
+            sample(binary, config, p, image, 1)
+        except ToolError as e:
+            if f"data corruption: sector {sector} " not in str(e):
+                raise
+            return
+    raise ToolError(f"a wrong byte in sector {sector} of the image was not found")

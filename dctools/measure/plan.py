@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the load generator measures: configurations and parameters."""
+
+import collections
+import dataclasses
+import itertools
+import os
+import pathlib
+import random
+import re
+from collections.abc import Sequence
+
+from dctools import guest, options
+from dctools.common import ToolError
+from dctools.measure import compared
+
+MANY = 40               # configurations: with more, fewer pairs and shorter turns
+TURN = 0.05             # seconds that one process is measured before it is another's turn
+CHOICES = {"aio": guest.AIO, "event_idx": ["on", "off"], "irq": ["each", "batch", "off"],
+           "wait": ["used", "irq"], "main": ["irqfd", "driver", "iothread", "other"],
+           "storage": ["fast", "disk"]}
+# What a guest does: an interrupt handler takes all there is; a vCPU that runs in
+# parallel anyway sees each entry; one that polls wants no interrupt.
+NATURAL_WAIT = {"each": "used", "batch": "irq", "off": "used"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    storage: str
+    aio: str
+    qd: int
+    queues: int
+    event_idx: str
+    irq: str
+    wait: str
+    main: str
+
+    def __str__(self):
+        return (f"{self.storage} {self.aio} qd {self.qd} x {self.queues}, event_idx {self.event_idx}, "
+                f"irq {self.irq}" + (", waits for it" if self.wait == "irq" else "") +
+                ("" if self.main == "irqfd" else f", main: {self.main}"))
+
+
+def read_write(text: str) -> str:
+    m = re.fullmatch(r"read|write|mix:(\d{1,3})", text)
+    if not m or int(m[1] or 0) > 100:
+        raise ValueError("give read, write or mix:PERCENT_WRITES")
+    return text
+
+
+def cpu_numbers(text: str) -> tuple[int, ...]:
+    known, given = sorted(os.sched_getaffinity(0)), re.split(r"[ ,]+", text.strip())
+    if not 2 <= len(given) <= 3 or not all(c.isdigit() and int(c) in known for c in given) \
+            or len(set(given)) < len(given):
+        raise ValueError(f"give two or three of {' '.join(map(str, known))}: "
+                         "for the driver, the IOThread and (optional) the main thread")
+    return tuple(map(int, given))
+
+
+@dataclasses.dataclass
+class Parameters:
+    configs: list[Config]
+    pairs: int
+    seconds: float      # measured of each process
+    turns: int          # in which they are measured
+    min_ios: int        # a crowded machine may finish too few in the time given
+    rw: str
+    bs: int
+    batch: int
+    reaction_us: float
+    jitter: str         # of the reaction time, from 0 to twice as much
+    poll_max_ns: int
+    layouts: bool       # each pair has binaries of its own, the same objects linked in another order
+    indirect: str
+    machine: str
+    seed: int
+    quick: bool
+    disk: str           # empty: our own file
+    write_ok: bool
+    cpus: dict[str, int | None]          # role of a thread: CPU
+    qemu_a: str
+    qemu_b: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the person can choose."""
+    quick: bool = options.switch(False, "the configurations that the project has set itself targets for, alone")
+    storage: tuple[str, ...] = options.words(CHOICES["storage"], ("fast", "disk"), "where the blocks are")
+    aio: tuple[str, ...] = options.words(CHOICES["aio"], tuple(guest.AIO), "engines")
+    iodepth: tuple[int, ...] = options.numbers((1, 4, 16, 64, 256), 1024, "requests in flight of each virtqueue")
+    queues: tuple[int, ...] = options.numbers((1, 4), 64, "virtqueues")
+    event_idx: tuple[str, ...] = options.words(CHOICES["event_idx"], ("on", "off"), "EVENT_IDX")
+    irq: tuple[str, ...] = options.words(CHOICES["irq"], ("each", "batch", "off"), "when the driver asks for interrupts")
+    wait: tuple[str, ...] | None = options.words(CHOICES["wait"], None, "what the driver waits for",
+                                                 "irq with batch, else used")
+    main: tuple[str, ...] | None = options.words(CHOICES["main"], None, "QEMU's main thread: stopped, or whose CPU it has",
+                                                 "irqfd, and some of the others")
+    rw: str = options.option(read_write, "read", "read, write or mix:PERCENT_WRITES")
+    bs: int = options.option(lambda text: options.size(text, 1), 4096, "block size", "4k")
+    batch: int = options.number(64, 1, 1024, "requests that the driver adds before it kicks")
+    reaction_us: float = options.number(0.2, 0, 1e6, "microseconds until the driver sees an interrupt", float)
+    jitter: bool = options.switch(False, "let that be at random from 0 to twice as much")
+    poll_max_ns: int = options.number(0, 0, 10 ** 9, "of the IOThread")
+    indirect: bool = options.switch(True, "indirect descriptors")
+    pairs: int | None = options.number(None, 1, 10000, "pairs of processes", shown="8; 2 with many configurations")
+    seconds: float | None = options.number(None, 0.05, 3600, "measured of each process", float,
+                                           "0.7; 0.3 with many configurations")
+    min_ios: int = options.number(200, 1, 10 ** 9, "requests that each process must finish, however long that takes")
+    layouts: bool | None = options.switch(None, "binaries with objects in random order for each pair",
+                                          "on; off with binaries of your own")
+    machine: str = options.text(guest.MACHINE, "machine type")
+    cpus: tuple[int, ...] = options.option(cpu_numbers, (), "CPUs of the driver, the IOThread and the main thread",
+                                           "one of each core first")
+    seed: int | None = options.seed("replays the order of the runs")
+    disk: str = options.text("", "a block device or file for storage=disk", "a file of our own")
+    write_ok: bool = options.switch(False, "let that disk be overwritten")
+    qemu_a: str = options.text("", "a QEMU binary in place of the base", "base")
+    qemu_b: str = options.text("", "a QEMU binary in place of the series", "series")
+
+
+def quick_plan() -> list[Config]:
+    """What the project has set itself targets for, and the main thread's other places."""
+    def config(storage, aio, qd=64, queues=1, event_idx="on", irq="each", main="irqfd"):
+        return Config(storage, aio, qd, queues, event_idx, irq, NATURAL_WAIT[irq], main)
+    return [config("fast", "native"), config("fast", "native", queues=4),
+            config("fast", "native", event_idx="off", irq="batch"),
+            config("fast", "io_uring"), config("fast", "io_uring", event_idx="off", irq="batch"),
+            config("fast", "io_uring", queues=4), config("disk", "io_uring", queues=4),
+            config("fast", "threads"),
+            *(config("fast", aio, qd=1) for aio in guest.AIO),
+            config("fast", "native", main="driver"), config("fast", "native", main="iothread")]
+
+
+def cpu_list() -> list[int]:
+    """The CPUs that we may use, one of each core first."""
+    cpus, cores = sorted(os.sched_getaffinity(0)), collections.Counter()
+    def turn(cpu):
+        try:
+            core = pathlib.Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+        except OSError:
+            core = str(cpu)
+        cores[core] += 1
+        return cores[core]
+    return [cpu for _, cpu in sorted((turn(cpu), cpu) for cpu in cpus)]
+
+
+def full_plan(o: Options, cpus: Sequence[int]) -> list[Config]:
+    """All combinations of what was chosen."""
+    main = o.main or ("irqfd",)
+    if "other" in main and len(cpus) < 3:
+        raise ToolError("MAIN=other: needs a third CPU; give driver or iothread")
+    if o.wait and "irq" in o.wait and "off" in o.irq:
+        raise ToolError("WAIT=irq and IRQ=off: no interrupt would come; give IRQ= as well")
+    found = [Config(s, a, d, q, e, i, w, m) for s, a, d, q, e, i, m in
+             itertools.product(o.storage, o.aio, o.iodepth, o.queues, o.event_idx, o.irq, main)
+             for w in o.wait or [NATURAL_WAIT[i]]]
+    if not o.main and (list(o.irq), list(o.event_idx)) == (CHOICES["irq"], CHOICES["event_idx"]):
+        # the main thread's other places, shown where they matter most
+        found += [dataclasses.replace(c, main=m) for c in found for m in ("driver", "iothread")
+                  if (c.storage, c.qd, c.queues, c.event_idx, c.irq) == ("fast", 64, 1, "on", "each")]
+    return found
+
+
+def parameters(o: Options) -> Parameters:
+    """The plan for these options, if they go together."""
+    cpus: Sequence[int] = o.cpus or cpu_list()
+    if len(cpus) < 2:
+        raise ToolError("one CPU is not enough: driver and IOThread need one each")
+    if o.quick:
+        for name in [*CHOICES, "iodepth", "queues"]:
+            if name in options.given_to(o):
+                raise ToolError(f"QUICK=1 has its own configurations; leave {name.upper()}= or QUICK= out")
+    compared.check_given(o.qemu_a, o.qemu_b)
+    configs = quick_plan() if o.quick else full_plan(o, cpus)
+    if not o.indirect and max(c.qd for c in configs) > 341:
+        raise ToolError("INDIRECT=off: at most 341 requests fit in a queue; give IODEPTH=")
+    if o.disk and not any(c.storage == "disk" for c in configs):
+        raise ToolError("DISK= is given, but STORAGE= leaves the disk out")
+    many = len(configs) > MANY
+    seconds = o.seconds or (0.3 if many else 0.7)
+    return Parameters(
+        configs=configs, quick=o.quick, rw=o.rw, bs=o.bs, indirect="on" if o.indirect else "off",
+        # the full plan has hundreds of configurations, and is read group by group
+        pairs=o.pairs or (2 if many else 8), seconds=seconds, turns=min(1000, round(seconds / TURN)),
+        min_ios=o.min_ios, batch=o.batch, reaction_us=o.reaction_us, jitter="on" if o.jitter else "off",
+        poll_max_ns=o.poll_max_ns, layouts=not o.qemu_a if o.layouts is None else o.layouts, machine=o.machine,
+        seed=random.SystemRandom().randrange(1 << 31) if o.seed is None else o.seed,
+        disk=compared.own_disk(o.disk, o.rw != "read", o.write_ok, o.rw) if o.disk else "", write_ok=o.write_ok,
+        cpus={"driver": cpus[0], "iothread": cpus[1], "other": cpus[2] if len(cpus) > 2 else None},
+        qemu_a=o.qemu_a, qemu_b=o.qemu_b)
+
+
+def limit_key(config: Config) -> tuple[str, str, int]:
+    """What the host's fio can know of a configuration."""
+    return config.storage, config.aio, config.qd * config.queues

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Results in a directory, whatever made them: as a table, a summary, and a page with plots."""
+
+import html
+import math
+import pathlib
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dctools.report import page
+from dctools.report.statistics import middle
+
+
+def ratio_text(r: dict) -> str:
+    """A ratio with its interval."""
+    if r["ratio"] is None:
+        return "n/a"
+    if r["low"] is None:
+        return f"{r['ratio']:.3f} [n/a]"
+    return f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}]"
+
+
+def number_text(values: Sequence[float], form: str) -> str:
+    """The mean of these values."""
+    v = middle(values)
+    return "n/a" if math.isnan(v) else format(v, form)
+
+
+class Results:
+    """What is common to both kinds; each has its metrics, and says what was measured and what came out."""
+    METRICS: dict[str, tuple[str, str, bool]]       # name, unit and digits in the table, and whether more is better
+    NAME: str                                       # of the file with the parameters
+    WIDTH = 100                                     # of the summary
+
+    def __init__(self, directory: pathlib.Path | str) -> None:
+        self.directory = pathlib.Path(directory)
+        self.info: dict[str, Any] = {}
+        self.runs: list[dict[str, Any]] = []
+        self.load()
+        self.labels = [b["label"] for b in self.info["binaries"]]
+        self.table = self.analyse()
+
+    def load(self) -> None:
+        """Fill info and runs; a damaged file is named."""
+        raise NotImplementedError
+
+    def analyse(self) -> dict[Any, dict]:
+        raise NotImplementedError
+
+    def setup(self) -> Iterator[str]:
+        """What was measured on what, in a few lines."""
+        raise NotImplementedError
+
+    def text(self) -> str:
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """The paragraph that says what is outside of the noise floor and what is not."""
+        raise NotImplementedError
+
+    def html(self) -> str:
+        raise NotImplementedError
+
+    # -- for all kinds
+
+    def host_lines(self, busy: float) -> Iterator[str]:
+        host = self.info["host"]
+        yield (f"host: {host['cpus']} CPUs ({host['cpu']}), Linux {host['kernel']}; "
+               f"other processes took {busy:.0%} of it")
+
+    def binary_lines(self) -> Iterator[str]:
+        for b in self.info["binaries"]:
+            yield f"{b['label']}: {b['version']}, sha256 {b['sha256'][:16]}"
+
+    def header(self) -> tuple[str, ...]:
+        a, b = self.labels
+        return ("metric", a, b, f"{b}/{a} [95 % CI]", "p", "A/A [95 % CI]", "verdict")
+
+    def cells(self, rows: dict, m: str) -> tuple[str, ...]:
+        """A metric's line in the table."""
+        (title, form, _), r = self.METRICS[m], rows[m]
+        return (title, number_text(r["base"], form), number_text(r["series"], form),
+                ratio_text(r["ab"]), "n/a" if r["ab"]["p"] is None else f"{r['ab']['p']:.3f}",
+                ratio_text(r["aa"]), r["verdict"])
+
+    def fill_page(self, title: str, summary: str, figures: str, tables: str, command: Sequence[str], job: str = "") -> str:
+        e = html.escape
+        return page.PAGE.format(title=e(title), summary=e(summary), figures=figures, tables=tables,
+                                setup="".join(f"<li>{e(line)}</li>" for line in self.setup()),
+                                command=e(" ".join(command)), job=job)
+
+    def show(self) -> None:
+        """Print the table and write the HTML page."""
+        print(self.text())
+        print("\n" + textwrap.fill(self.summary(), self.WIDTH))
+        out = page.page_path(self.directory)
+        out.write_text(self.html())
+        print(f"\nwith plots: {out}")

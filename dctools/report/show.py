@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Results once more: table, summary and page."""
+
+import dataclasses
+import pathlib
+
+from dctools import common, options
+from dctools.common import ToolError
+from dctools.report.infio import FioResults
+from dctools.report.loadgen import LoadgenResults
+from dctools.report.results import Results
+
+LATEST = "latest-ring"      # in build/results: the load generator's
+
+
+def results(directory: pathlib.Path) -> Results:
+    """Those in this directory, of whichever kind they are."""
+    if not directory.is_dir():
+        raise ToolError(f"{directory}: no such results directory; `make bench` makes one")
+    return LoadgenResults(directory) if (directory / LoadgenResults.NAME).is_file() else FioResults(directory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    directory: str = options.text("", "of results", "build/results/latest", positional="?")
+
+
+def main(given: Options) -> None:
+    """Table, summary and HTML page of results, of fio in a guest or of the load generator.
+
+    Example: dc results results/ring-quick
+    """
+    results(pathlib.Path(given.directory or common.settings.build / "results/latest")).show()

@@ -1,0 +1,14 @@
+/*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Reading files of /proc
+ * and of tracefs.
+ */
+#ifndef PROC_H
+#define PROC_H
+
+#include <stdint.h>
+
+uint64_t first_number(const char *path, const char *after);
+
+#endif

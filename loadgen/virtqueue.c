@@ -1,0 +1,68 @@
+/*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The virtqueues in guest RAM, as they are before the first request.
+ * device.c tells the device of them, driver.c works them.
+ */
+#include "qemu.h"
+#include "virtqueue.h"
+
+struct queue *queues;
+
+/* Without indirect tables a request takes three entries. */
+unsigned queue_size(void)
+{
+    unsigned size = 256, need = opt.qd * (opt.indirect ? 1 : 3);
+
+    while (size < need) {
+        size *= 2;
+    }
+    return size;
+}
+
+/* slot: 128 bytes of guest RAM, for header, status and indirect table. */
+static void make_slot(struct queue *q, unsigned i, uint64_t slot, uint64_t data)
+{
+    uint64_t header = slot, status = slot + 16, table = slot + 64;
+    unsigned first = opt.indirect ? 0 : i * 3;
+    struct vring_desc *d = q->vring.desc + first;
+    struct slot *s = &q->slot[i];
+
+    if (opt.indirect) {
+        d = (void *)(ram + table);
+        q->vring.desc[i] = (struct vring_desc) {
+            table, 3 * sizeof(*d), VRING_DESC_F_INDIRECT, 0
+        };
+    }
+    d[0] = (struct vring_desc) {
+        header, sizeof(*s->header), VRING_DESC_F_NEXT, first + 1
+    };
+    d[1] = (struct vring_desc) { data, opt.bs, 0, first + 2 };
+    d[2] = (struct vring_desc) { status, 1, VRING_DESC_F_WRITE, 0 };
+    *s = (struct slot) {
+        (void *)(ram + header), d + 1, ram + data, ram + status, 0
+    };
+}
+
+void make_queue(struct queue *q, unsigned index)
+{
+    unsigned size = queue_size();
+    uint64_t slots, data;
+
+    q->index = index;
+    q->kick_fd = q->irq_fd = -1;
+    vring_init(&q->vring, size, ram + ram_alloc(vring_size(size, 4096), 4096),
+               4096);
+    q->msi = (uint32_t *)(ram + ram_alloc(64, 64));
+    slots = ram_alloc((uint64_t)opt.qd * 128, 128);
+    data = ram_alloc((uint64_t)opt.qd * opt.bs, 4096);
+    for (unsigned i = 0; i < opt.qd; i++) {
+        make_slot(q, i, slots + i * 128, data + (uint64_t)i * opt.bs);
+        q->idle[q->idles++] = opt.qd - 1 - i;
+    }
+    if (opt.irq == IRQ_OFF) {
+        /* with EVENT_IDX: an index that stays half a round away, see take() */
+        q->vring.avail->flags = VRING_AVAIL_F_NO_INTERRUPT;
+        vring_used_event(&q->vring) = 0x8000;
+    }
+}
