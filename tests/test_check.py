@@ -15,7 +15,7 @@ from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from dctools import check
-from dctools.check import sanitizers, units
+from dctools.check import patches, sanitizers, units
 from dctools.check.results import Results, must_fail, must_say
 from dctools import common, environment, options
 
@@ -169,14 +169,14 @@ class Stacks(unittest.TestCase):
             self.assertEqual(check.main(check.Options()), 1)
             self.assertEqual(out.getvalue().splitlines()[-2:], ["failed: v2 unit", "1 passed, 1 failed"])
             self.assertIn("left out: half of v1; half of v2; parts fuzz. FULL=1 runs them", err.getvalue())
-            with self.assertRaisesRegex(common.ToolError, "ONLY=ring: not for v1"), \
+            with self.assertRaisesRegex(common.ToolError, "ONLY=loadgen: not for v1"), \
                     mock.patch.object(common.settings, "stack", "v1"):
-                check.main(check.Options(only=("ring",)))
+                check.main(check.Options(only=("loadgen",)))
 
     def test_parts_that_fit(self):
         with mock.patch("dctools.base.read_pin", lambda stack: {"check": ["unit", "qtest"]}):
             self.assertEqual(check.wanted_parts([], "v1"), ["unit", "qtest"])
-            self.assertEqual(check.wanted_parts(["ring", "qtest"], "v1"), ["qtest"])
+            self.assertEqual(check.wanted_parts(["loadgen", "qtest"], "v1"), ["qtest"])
         with mock.patch("dctools.base.read_pin", lambda stack: {}):
             self.assertEqual(check.wanted_parts([], "v1"), [p for p in check.PARTS if p not in check.LONG])
             self.assertEqual(check.wanted_parts(["fuzz"], "v1"), ["fuzz"])
@@ -208,6 +208,74 @@ class Copies(unittest.TestCase):
             self.assertRegex(" ".join(failed), r"^bad: 3, see \S+x-bad.log$")
             self.assertEqual(progress.call_count, 2)
             self.assertFalse(copies.exists())
+
+
+class Patches(unittest.TestCase):
+    """What has been tested is left out, and nothing else is."""
+
+    def setUp(self):
+        d = tempfile.TemporaryDirectory()
+        self.addCleanup(d.cleanup)
+        top = pathlib.Path(d.name)
+        (top / "patches/v1").mkdir(parents=True)
+        self.trees, self.built, self.broken = ["t1", "t2"], [], []
+        self.pin = {}
+        base = mock.Mock(commit="base", tree="base-tree")
+        for p in [mock.patch.object(common, "ROOT", top), mock.patch.object(common.settings, "build", top / "build"),
+                  mock.patch.object(common.settings, "full", False),
+                  mock.patch("dctools.base.read_pin", lambda stack: self.pin),
+                  mock.patch("dctools.series.update_tree", return_value=(base, "tip")),
+                  mock.patch.object(patches, "git", self.log), mock.patch.object(patches.Patches, "build", self.build),
+                  mock.patch.object(patches, "run_copies", return_value=[])]:
+            p.start()
+            self.addCleanup(p.stop)
+
+    def log(self, repo, *args):
+        self.assertEqual((args[0], args[-1]), ("log", "base..tip"))
+        return "".join(f"c-{t} {t} subject of {t}\n" for t in self.trees)
+
+    def build(self, name, commit):
+        self.built.append(commit)
+        if commit in self.broken:
+            raise common.ToolError("ninja failed")
+        return pathlib.Path(name), {}
+
+    def check(self):
+        """(commits that were built, what has passed, what has failed, what is left out)"""
+        found, self.built = Results(), []
+        with contextlib.redirect_stdout(io.StringIO()):
+            patches.check_patches(found, "v1")
+        return self.built, found.passed, found.failed, found.left_out
+
+    def test_once_is_enough(self):
+        self.assertEqual(self.check(), (["c-t1", "c-t2"], 2, [], []))
+        left = "v1: 2 of 2 patches, whose trees have been built and tested before"
+        self.assertEqual(self.check(), ([], 1, [], [left]))
+        with mock.patch.object(common.settings, "full", True):
+            self.assertEqual(self.check(), (["c-t1", "c-t2"], 2, [], []))
+
+    def test_another_tree_is_tested(self):
+        self.check()
+        self.trees = ["t1", "t3", "t2"]
+        self.assertEqual(self.check()[0], ["c-t3"])
+        self.trees = ["t1", "t3"]
+        self.assertEqual(self.check()[0], [])
+
+    def test_another_way_to_build_is_tested(self):
+        self.check()
+        self.pin = {"configure": ["--enable-x"]}
+        self.assertEqual(self.check()[0], ["c-t1", "c-t2"])
+
+    def test_what_fails_is_not_written_down(self):
+        self.broken = ["c-t2"]
+        for _ in range(2):
+            self.assertEqual(self.check(), (["c-t1", "c-t2"], 1, ["patch builds, subject of t2"], []))
+
+    def test_a_damaged_record_says_nothing(self):
+        self.check()
+        for text in ["", "[]", "{}", '{"key": 1}']:
+            (common.patch_dir("v1") / "tested.json").write_text(text)
+            self.assertEqual(len(self.check()[0]), 2)
 
 
 class Setenv(unittest.TestCase):

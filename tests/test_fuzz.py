@@ -3,7 +3,6 @@
 
 import contextlib
 import io
-import os
 import pathlib
 import sys
 import tempfile
@@ -12,7 +11,6 @@ from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from dctools import base, build
-from dctools import common
 from dctools import fuzz
 from dctools import fuzz_inputs, guest, options
 from dctools.common import ToolError

@@ -4,7 +4,6 @@
 import contextlib
 import dataclasses
 import io
-import json
 import lzma
 import math
 import os

@@ -17,7 +17,7 @@ from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from dctools import common, process
+from dctools import common
 from dctools import series
 import source       # noqa: E402
 from dctools.common import ToolError, git  # noqa: E402

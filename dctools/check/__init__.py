@@ -13,22 +13,25 @@ from collections.abc import Callable, Sequence
 from dctools import base, common, options, series
 from dctools.check.built import prepare_guest
 from dctools.check.guests import check_faults, check_guest, check_soak, check_stress
-from dctools.check.instruments import check_cost, check_fuzz, check_ring
+from dctools.check.instruments import check_cost, check_fuzz, check_loadgen
+from dctools.check.patches import check_patches
 from dctools.check.qemu import check_iotests, check_qtest
 from dctools.check.results import Results, logs
 from dctools.check.sanitizers import check_sanitizers, check_tsan
 from dctools.check.sources import check_series, check_tools
-from dctools.check.units import check_patches, check_unit
+from dctools.check.units import check_unit
 from dctools.common import ToolError, progress
 
-PARTS: dict[str, Callable[[Results, str], None]] = {"tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit,
-         "soak": check_soak, "faults": check_faults, "guest": check_guest, "sanitizers": check_sanitizers,
-         "tsan": check_tsan, "qtest": check_qtest, "iotests": check_iotests, "stress": check_stress,
-         "ring": check_ring, "cost": check_cost, "fuzz": check_fuzz}
+PARTS: dict[str, Callable[[Results, str], None]] = {
+    "tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit, "soak": check_soak,
+    "faults": check_faults, "guest": check_guest, "sanitizers": check_sanitizers, "tsan": check_tsan,
+    "qtest": check_qtest, "iotests": check_iotests, "stress": check_stress, "loadgen": check_loadgen,
+    "cost": check_cost, "fuzz": check_fuzz}
 LONG = ["fuzz"]         # clang compiles QEMU once more for it: only with FULL=1 or ONLY=
 # They build nothing, so they run, one after the other, beside the parts that come next; what
 # has to be done before
-BESIDE: dict[str, Callable] = {"tools": series.update_tree, "soak": prepare_guest, "faults": prepare_guest, "guest": prepare_guest}
+BESIDE: dict[str, Callable] = {"tools": series.update_tree, "soak": prepare_guest, "faults": prepare_guest,
+                               "guest": prepare_guest}
 
 
 def cpu_seconds() -> float:
@@ -46,7 +49,7 @@ def time_table(times: Sequence[tuple[str, str, float, float]]) -> str:
 
 def run_part(part: str, stack: str) -> Results:
     results, start, cpu = Results(), time.monotonic(), cpu_seconds()
-    progress(f"part {part}: {PARTS[part].__doc__.strip().splitlines()[0] if PARTS[part].__doc__ else ''}")
+    progress(f"part {part}: {(PARTS[part].__doc__ or '').strip().partition(chr(10))[0]}")
     try:
         PARTS[part](results, stack)
     except ToolError as e:
@@ -107,8 +110,9 @@ def in_a_process(stack: str, parts: Sequence[str]) -> Results:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    only: tuple[str, ...] = options.words(list(PARTS), (), "some of the parts", "all that the stack's pin lets, but fuzz")
-    full: bool = options.switch(False, "leave nothing out")
+    only: tuple[str, ...] = options.words(list(PARTS), (), "some of the parts",
+                                           "all that the stack's pin lets, but fuzz")
+    full: bool = options.switch(False, "leave nothing out: fuzz, and patches that have passed before")
 
 
 def main(given: Options) -> int:
@@ -119,11 +123,11 @@ def main(given: Options) -> int:
     Example: dc check --stack v10.2 --only "unit qtest"
     """
     start, results, one = time.monotonic(), Results(), common.settings.stack
+    common.settings.full = given.full
     plan = {stack: parts for stack in ([common.stack_name()] if one else common.stacks())
             if (parts := wanted_parts(given.only, stack, given.full))}
     if not plan:
         raise ToolError(f"ONLY={' '.join(given.only)}: not for {one}; see \"check\" in its pin.json")
-    common.settings.full = given.full
     for stack, parts in plan.items():
         results.count(check_stack(stack, parts, "") if one else in_a_process(stack, parts))
     print(time_table(results.times))

@@ -5,11 +5,10 @@ import pathlib
 import shutil
 from collections.abc import Sequence
 
-from dctools import build, common, guest, series
+from dctools import build, common, environment, guest, series
 from dctools.check.results import logs
 from dctools.guest import image
 from dctools.process import limited
-from dctools import environment
 
 # What machine type "pc" loads at its start in QEMU's own tests.
 FIRMWARE = ["/usr/share/seabios/bios-256k.bin", "/usr/share/seabios/vgabios-stdvga.bin",
@@ -37,7 +36,7 @@ def put_firmware(directory: pathlib.Path) -> None:
     guest.build_image()
     data = directory / "qemu-bundle/usr/local/share/qemu"
     data.mkdir(parents=True, exist_ok=True)
-    for f in [*FIRMWARE, image.place() / "firmware/kvmvapic.bin"]:
+    for f in [*FIRMWARE, str(image.place() / "firmware/kvmvapic.bin")]:
         shutil.copy(f, data)
 
 
@@ -45,5 +44,6 @@ def notify_test(prefix: str, directory: pathlib.Path, *args: str, hooks: dict[st
     """Run the series' own qtest; its log."""
     log = logs() / f"{prefix.replace(' ', '-')}.log"
     limited([build.NOTIFY_TEST, "--tap", "-k", *args], log, 600, cwd=directory,
-            env=environment.child({"QTEST_QEMU_BINARY": "./qemu-system-x86_64", "QTEST_QEMU_IMG": "./qemu-img", **(hooks or {})}))
+            env=environment.child({"QTEST_QEMU_BINARY": "./qemu-system-x86_64", "QTEST_QEMU_IMG": "./qemu-img",
+                                   **(hooks or {})}))
     return log

@@ -16,7 +16,8 @@ from dctools.process import limited
 SOAK_OPS = ["stops", "mirror", "commit", "unplug", "reset_paused", "migrate"]
 
 
-def refused(directory, library, engine, every, depth, patience=30):
+def refused(directory: pathlib.Path, library: pathlib.Path, engine: str, every: int, depth: int,
+            patience: float = 30) -> None:
     """Read while the kernel refuses every Nth submission: all must be done nevertheless."""
     image, log = logs() / "refused.raw", logs() / "refused.log"
     common.sparse(image, 64 << 20)
@@ -62,19 +63,20 @@ verify_fatal=1
 """
 
 
-def smoke_disks(directory, aio):
+def smoke_disks(directory: pathlib.Path, aio: str) -> list[guest.Disk]:
     """virtio-blk and virtio-scsi, EVENT_IDX on and off, 1 and 4 queues."""
     directory.mkdir(parents=True, exist_ok=True)
-    disks = []
+    disks: list[guest.Disk] = []
     for driver in guest.DRIVERS:
         for event_idx in [True, False]:
             for queues in [1, 4]:
                 path = directory / f"disk{len(disks)}.raw"
-                disks.append(guest.Disk(common.sparse(path, SMOKE_SIZE << 20), aio=aio, driver=driver, event_idx=event_idx, queues=queues))
+                disks.append(guest.Disk(common.sparse(path, SMOKE_SIZE << 20), aio=aio, driver=driver,
+                                        event_idx=event_idx, queues=queues))
     return disks
 
 
-def fio_errors(vm, job, devices, kinds):
+def fio_errors(vm: guest.Guest, job: str, devices: list[str], kinds: list[str]) -> dict[str, str | None]:
     """Run fio on the devices; {device: problem or None}. Each kind of I/O must have been done."""
     for dev in devices:
         job += f"\n[{pathlib.Path(dev).name}]\nfilename={dev}\n"

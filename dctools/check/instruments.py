@@ -7,24 +7,25 @@ from dctools.check.results import Results, must_fail
 from dctools.measure import cost, instrument
 
 
-def check_ring(results: Results, stack: str) -> None:
+def check_loadgen(results: Results, stack: str) -> None:
     """The load generator finds no difference where there is none, a second write, and a wrong byte."""
     binary = built(stack) / "qemu-system-x86_64"
-    results.do("ring: a binary against itself shows no difference", instrument.check_same, binary)
-    results.do("ring: a second write for each notification is found", instrument.check_slowed, binary)
-    results.do(f"ring: the used index wraps {instrument.WRAPS} times, and no notification is lost", instrument.check_wraps, binary)
-    results.do("ring: aio-max-batch bounds what is submitted at once", instrument.check_batches, binary)
-    results.do("ring: a wrong idea of aio-max-batch is noticed", must_fail, "4 requests at once, 5 expected",
+    results.do("loadgen: a binary against itself shows no difference", instrument.check_same, binary)
+    results.do("loadgen: a second write for each notification is found", instrument.check_slowed, binary)
+    results.do(f"loadgen: the used index wraps {instrument.WRAPS} times, and no notification is lost",
+               instrument.check_wraps, binary)
+    results.do("loadgen: aio-max-batch bounds what is submitted at once", instrument.check_batches, binary)
+    results.do("loadgen: a wrong idea of aio-max-batch is noticed", must_fail, "4 requests at once, 5 expected",
                instrument.check_batches, binary, [(4, 0, 5)])
-    results.do("ring: a row of used buffers is notified of once", instrument.check_rows, binary, "off")
-    results.do("ring: with EVENT_IDX its first buffer at once, the rest once", instrument.check_rows, binary, "on")
-    results.do("ring: few notifications for a batch of completions", instrument.check_writes, binary)
-    results.do("ring: half a notification for each is too few, which is noticed", must_fail, "0.5 allowed",
+    results.do("loadgen: a row of used buffers is notified of once", instrument.check_rows, binary, "off")
+    results.do("loadgen: with EVENT_IDX its first buffer at once, the rest once", instrument.check_rows, binary, "on")
+    results.do("loadgen: few notifications for a batch of completions", instrument.check_writes, binary)
+    results.do("loadgen: half a notification for each is too few, which is noticed", must_fail, "0.5 allowed",
                instrument.check_writes, binary, 0.5)
-    results.do("ring: the driver's reaction time varies", instrument.check_jitter, binary)
-    results.do("ring: a reaction time that does not vary is noticed", must_fail, "do not vary",
+    results.do("loadgen: the driver's reaction time varies", instrument.check_jitter, binary)
+    results.do("loadgen: a reaction time that does not vary is noticed", must_fail, "do not vary",
                instrument.check_jitter, binary, False)
-    results.do("ring: one wrong byte in the image is found", instrument.check_corruption, binary)
+    results.do("loadgen: one wrong byte in the image is found", instrument.check_corruption, binary)
 
 
 def check_cost(results: Results, stack: str) -> None:

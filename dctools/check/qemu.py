@@ -2,6 +2,7 @@
 """QEMU's own tests with a driver: qtests and iotests."""
 
 import os
+import pathlib
 import re
 import subprocess
 
@@ -46,7 +47,7 @@ def check_qtest(results: Results, stack: str) -> None:
     results.tap("qtest", notify_test("qtest notify", directory))
 
 
-def iotests_list(cwd, args, which):
+def iotests_list(cwd: pathlib.Path, args: list[str], which: str) -> list[str]:
     """Names of the tests in a group, or of those whose source has one of the words."""
     runner = ["/usr/bin/python3", "check", *args, "-n", *(["-g", which] if which == "quick" else [])]
     listing = subprocess.run(runner, cwd=cwd, text=True, stdout=subprocess.PIPE).stdout.split()
@@ -56,9 +57,10 @@ def iotests_list(cwd, args, which):
     return [t.removeprefix("tests/") for t in listing if t.removeprefix("tests/") not in IOTESTS_OUT]
 
 
-def run_iotests(directory, args, tests, log, jobs=os.cpu_count()):
+def run_iotests(directory: pathlib.Path, args: list[str], tests: list[str], log: pathlib.Path,
+                jobs: int | None = None) -> dict[str, str]:
     """{test: "pass", "fail" or "not run"}"""
-    limited(["/usr/bin/python3", "check", *args, "-j", str(jobs), *tests], log, 1800,
+    limited(["/usr/bin/python3", "check", *args, "-j", str(jobs or os.cpu_count()), *tests], log, 1800,
             cwd=directory / "tests/qemu-iotests",
             env={**build.clean_environment(directory.parent), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
     return dict(re.findall(r"^(\S+)\s+(pass|fail|not run)\s+\[", log.read_text(errors="replace"), re.M))
@@ -66,7 +68,9 @@ def run_iotests(directory, args, tests, log, jobs=os.cpu_count()):
 
 def check_iotests(results: Results, stack: str) -> None:
     """QEMU's iotests: the series fails nothing that the base passes."""
-    directory, done, unfit = built(stack), set(), set()
+    directory = built(stack)
+    done: set[tuple[str, ...]] = set()
+    unfit: set[tuple[str, str]] = set()
     put_firmware(directory)
     for args, which, least in IOTESTS:
         name = f"iotests {' '.join(args)} {'quick' if which == 'quick' else 'nested'}"

@@ -45,31 +45,32 @@ def check_sanitizers(results: Results, stack: str) -> None:
         lost = {aio: pool.submit(notify_test, f"no barrier {aio}", directory,
                                  "-p", f"/x86_64/virtio-notify/blk/{aio}/stop", hooks=NO_BARRIER)
                 for aio in guest.AIO}
-        slow = {path: [pool.submit(notify_test, f"slow handler {name} {path.split('/')[3]}", directory, "-p", path, hooks=h)
+        slow = {path: [pool.submit(notify_test, f"slow handler {name} {path.split('/')[3]}", directory, "-p", path,
+                                   hooks=h)
                        for name, h in [("waits", SLOW), ("unguarded", {**SLOW, "DEFER_CALL_NO_BARRIER": "1"})]]
                 for path in SLOW_STOP if drains}
-        unguarded = drains and pool.submit(notify_test, "drain unguarded", directory,
-                                           "-p", "/x86_64/virtio-notify/blk/io_uring/stop", hooks=DRAIN_UNGUARDED)
+        unguarded = [pool.submit(notify_test, "drain unguarded", directory, "-p",
+                                 "/x86_64/virtio-notify/blk/io_uring/stop", hooks=DRAIN_UNGUARDED)] * drains
     results.tap("sanitizers", log, wanted)
     if status.result():
         results.add("sanitizers exit status", f"{status.result()}, see {log}")
-    for name, log in late.items():
-        results.tap(f"sanitizers {name}", log.result())
-    for aio, log in lost.items():
+    for name, ran in late.items():
+        results.tap(f"sanitizers {name}", ran.result())
+    for aio, ran in lost.items():
         must_say(results, f"sanitizers {aio}: without the barrier QEMU notices a notification that is late",
-                 log.result(), "Assertion .*notify_deferred")
+                 ran.result(), "Assertion .*notify_deferred")
     for path, (waits, without) in slow.items():
         results.tap("sanitizers slow", waits.result(), [path])
         must_say(results, f"sanitizers {path}: without the wait a handler that outlasts the stop is noticed",
                  without.result(), "a virtqueue handler outlasts the stop")
-    if drains:
+    for ran in unguarded:
         must_say(results, "sanitizers io_uring: host notifiers that a drain attaches during the stop are noticed",
-                 unguarded.result(), "AddressSanitizer")
+                 ran.result(), "AddressSanitizer")
 
 
-def races(text, files):
+def races(text: str, files: tuple[str, ...]) -> list[str]:
     """The functions in these files that ThreadSanitizer saw in a race."""
-    found = set()
+    found: set[str] = set()
     for report in re.findall(r"^WARNING: ThreadSanitizer: (.*?)^=====", text, re.M | re.S):
         found.update(m[1] for m in re.finditer(r"^    #0 (\S+) (\S+):\d+", report, re.M)
                      if m[2].endswith(files))
@@ -89,4 +90,4 @@ def check_tsan(results: Results, stack: str) -> None:
         limited([binary, "--tap", "-k", *[a for p in paths for a in ("-p", p)]], log, 300, cwd=directory)
         results.tap("tsan", log, paths)
         found = races(log.read_text(errors="replace"), ("/defer-call.c", "/test-defer-call.c"))
-        results.add(f"tsan {test}: no race in the new code", found and f"{', '.join(found)}, see {log}")
+        results.add(f"tsan {test}: no race in the new code", f"{', '.join(found)}, see {log}" if found else None)
