@@ -7,6 +7,7 @@ import inspect
 import pathlib
 import signal
 import sys
+from collections.abc import Callable
 
 from dctools import common, environment, options
 from dctools.common import ToolError
@@ -20,7 +21,7 @@ class Command:
 
 
 COMMANDS = {
-    "series": Command("the patches: to git commits and back, checks, mails", "dctools.series",
+    "series": Command("the patches: to git commits and back, checks, mails", "dctools.queue",
                       "tree export series-check mail"),
     "build": Command("QEMU without and with the series", "dctools.build"),
     "bench": Command("fio in a guest, base and series side by side", "dctools.measure.bench"),
@@ -56,7 +57,7 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def about(command: str, function) -> str:
+def about(command: str, function: Callable) -> str:
     """What its --help begins with: the docstring of its main()."""
     return inspect.cleandoc(function.__doc__ or COMMANDS[command].about)
 

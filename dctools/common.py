@@ -31,6 +31,7 @@ class Settings:
     qemu_src: str = ""          # a git checkout in place of Debian's source package
     qemu_python: str = ""       # QEMU's python library, if not that of the base
     force: bool = False         # throw away what is in the way
+    topic: str = ""             # of the series: empty: all
     label: str = ""             # before each line of progress and each name of a test
     full: bool = False          # of make check: leave nothing out
 

@@ -110,7 +110,7 @@ def flag(name: str) -> str:
 def load(cls: type[T], variables: Mapping[str, str], flags: Collection[str] = ()) -> T:
     """The options from their variables; what is empty is the default. flags: those that came as --name."""
     values = {}
-    for f in dataclasses.fields(cls):       # type: ignore[arg-type]
+    for f in dataclasses.fields(cls):
         name = variable(f.name)
         if given := variables.get(name):
             try:

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 
-from dctools import base, build, common, environment, series
+from dctools import base, build, common, environment, lint, series
 from dctools.check.results import Results, logs
 from dctools.process import limited
 
@@ -32,7 +32,7 @@ def check_series(results: Results, stack: str) -> None:
         common.progress("this is not the pinned base: tree hashes are not compared")
     if not here.debian:
         common.progress("no Debian patches with this base: whether the series touches what they change is not tested")
-    for name, wrong in series.stack_checks(stack, here):
+    for name, wrong in lint.run_checks(stack, here):
         results.add(f"series {name}", "; ".join(wrong) or None)
     repo, tip = common.stack_dir(stack) / "tree", series.update_tree(stack)[1]
     results.do("series: the hooks for tests apply", build.hooked, stack, tip)
