@@ -12,6 +12,8 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from debian import deb822, debian_support
 
@@ -29,8 +31,11 @@ SUBPROJECTS = ["keycodemapdb", "berkeley-softfloat-3", "berkeley-testfloat-3"]
 # What pin.json says about the build and the series; another value is not another base.
 NOT_THE_BASE = ("configure", "python", "check", "gone", "series_tree", "topics", "lint_exceptions")
 
+Pin = dict[str, Any]        # what a pin.json has
 
-def read_pin(stack):
+
+def read_pin(stack: str) -> Pin:
+    """What pin.json of a stack says."""
     path = common.patch_dir(stack) / "pin.json"
     try:
         pin = json.loads(path.read_text())
@@ -44,21 +49,24 @@ def read_pin(stack):
 
 # -- apt, with private lists ---------------------------------------------------
 
-def chosen_suites(have, codename, suites):
+def chosen_suites(have: list[str], codename: str, suites: list[str] | None) -> list[str]:
     """Of the suites of an entry those for this Debian; or instead of its release the suites that are asked for."""
     if suites:
         return suites if codename in have else []
     return [s for s in have if s.startswith(codename)]
 
 
-def source_lines(line, codename, kind="deb-src", suites=None):
+def source_lines(line: str, codename: str, kind: str = "deb-src", suites: list[str] | None = None) -> list[str]:
     """A line of a *.list file as lines of that kind, none when it is not about this Debian."""
     m = re.match(r"\s*deb(?:-src)?\s+(\[[^\]]*\]\s+)?(\S+)\s+(\S+)(\s.*)?$", line)
-    return [" ".join(f"{kind} {m[1] or ''}{m[2]} {suite}{m[4] or ''}".split())
-            for suite in (chosen_suites([m[3]], codename, suites) if m else [])]
+    if not m:
+        return []
+    options, archive, have, components = m.groups(default="")
+    return [" ".join(f"{kind} {options}{archive} {suite}{components}".split())
+            for suite in chosen_suites([have], codename, suites)]
 
 
-def source_stanza(stanza, codename, kind="deb-src", suites=None):
+def source_stanza(stanza: str, codename: str, kind: str = "deb-src", suites: list[str] | None = None) -> str | None:
     """A stanza of a deb822 *.sources file as one of that kind, or None."""
     fields = deb822.Deb822(stanza)
     suites = chosen_suites(fields.get("Suites", "").split(), codename, suites)
@@ -68,7 +76,8 @@ def source_stanza(stanza, codename, kind="deb-src", suites=None):
     return fields.dump()
 
 
-def source_lists(etc, codename, kind="deb-src", suites=None):
+def source_lists(etc: pathlib.Path, codename: str, kind: str = "deb-src",
+                 suites: list[str] | None = None) -> dict[str, str]:
     """The machine's own apt sources as {file name: text} with entries of one kind only.
 
     With suites, these of the archive that has the machine's own release.
@@ -88,7 +97,7 @@ def source_lists(etc, codename, kind="deb-src", suites=None):
     return out
 
 
-def apt_options(apt, kind="deb-src", suites=None):
+def apt_options(apt: pathlib.Path, kind: str = "deb-src", suites: list[str] | None = None) -> list[str]:
     """Options for apt-get that keep it off the system's lists; writes the private ones."""
     m = re.search(r'^VERSION_CODENAME="?([a-z]+)', OS_RELEASE.read_text(), re.M)
     lists = source_lists(APT_ETC, m[1], kind, suites) if m else {}
@@ -106,7 +115,7 @@ def apt_options(apt, kind="deb-src", suites=None):
             "-o", f"Dir::State::status={os.devnull}", "-o", "APT::Sandbox::User=root", "-q"]
 
 
-def verify(directory, files):
+def verify(directory: pathlib.Path, files: Mapping[str, str]) -> None:
     """Each of the files must be there with its checksum."""
     for name, want in files.items():
         path = directory / name
@@ -118,7 +127,8 @@ def verify(directory, files):
                             "Remove it to have it fetched anew")
 
 
-def is_fetched(directory, files):
+def is_fetched(directory: pathlib.Path, files: Mapping[str, str]) -> bool:
+    """Whether each of the files is there with its checksum."""
     try:
         verify(directory, files)
     except ToolError:
@@ -131,24 +141,27 @@ def versions(said: str) -> list[str]:
     return [paragraph["Version"] for paragraph in deb822.Deb822.iter_paragraphs(said) if "Version" in paragraph]
 
 
-def newest_first(versions):
+def newest_first(known: Iterable[str]) -> list[str]:
     """In Debian's order, each once."""
-    return sorted(set(versions), key=debian_support.Version, reverse=True)
+    return sorted(set(known), key=debian_support.Version, reverse=True)
 
 
-def release(version):
+def release(version: str) -> str:
     """Of 1:10.2.2+ds-1 or 10.2.2: 10.2"""
-    return re.match(r"(?:\d+:)?(\d+\.\d+|.*)", version)[1]
+    m = re.match(r"(?:\d+:)?(\d+\.\d+|.*)", version)
+    assert m        # anything matches
+    return m[1]
 
 
-def apt_update(options, env, hint):
+def apt_update(options: Sequence[str], env: Mapping[str, str], hint: str) -> None:
+    """Fetch the private lists; the hint ends what is said on failure."""
     try:
         run(["apt-get", *options, "update"], env=env)
     except ToolError as e:
         raise ToolError(f"{e}{hint}") from e
 
 
-def download(pin, apt):
+def download(pin: Pin, apt: pathlib.Path) -> tuple[pathlib.Path, str]:
     """(directory of the source package's files, version got).
 
     The version is another than the pinned one only when the archive no
@@ -195,12 +208,12 @@ def download(pin, apt):
 
 # -- Python packages that a build needs newer than this Debian has them --------
 
-def unpacked_python(top):
+def unpacked_python(top: pathlib.Path) -> pathlib.Path:
     """The directory for PYTHONPATH in build/<stack>, if there is one."""
     return top / "python/usr/lib/python3/dist-packages"
 
 
-def unpack_python(stack):
+def unpack_python(stack: str) -> None:
     """The Debian packages that pin.json names, unpacked below build/<stack>; nothing is installed."""
     wanted = read_pin(stack).get("python")
     top = common.stack_dir(stack)
@@ -221,7 +234,7 @@ def unpack_python(stack):
     common.write_json(marker, wanted)
 
 
-def fetch_debs(wanted, apt):
+def fetch_debs(wanted: dict[str, Any], apt: pathlib.Path) -> list[pathlib.Path]:
     """The .deb files that wanted names, verified; another version is said."""
     out, env = apt / "debs", environment.child({"LC_ALL": "C"})
     files = {d["file"]: d["sha256"] for d in wanted["packages"].values()}
@@ -264,7 +277,7 @@ def fetch_debs(wanted, apt):
 
 # -- from files to a git tree --------------------------------------------------
 
-def diff_names(pin, names):
+def diff_names(pin: Pin, names: Iterable[str]) -> list[str]:
     """Those of names that take the tarball to the stable release, in order."""
     if not pin["diffs"]:
         return []
@@ -275,8 +288,8 @@ def diff_names(pin, names):
     return [found[n] for n in sorted(found)]
 
 
-def unpack(pin, files, out):
-    """Upstream's source in out/src, Debian's own patches in out/debian."""
+def unpack(pin: Pin, files: pathlib.Path, out: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
+    """Upstream's source in out/src, Debian's own patches in out/debian; that source, and their names."""
     shutil.rmtree(out, ignore_errors=True)
     src, debian = out / "src", out / "debian"
     for archive, to in [("*.orig.tar.*", src), ("*.debian.tar.*", debian)]:
@@ -295,12 +308,13 @@ def unpack(pin, files, out):
     return src, [n for n in series_names(patches / "series") if n not in names]
 
 
-def series_names(path):
+def series_names(path: pathlib.Path) -> list[str]:
     """The patches that a quilt series file names."""
     return [s.split()[0] for s in path.read_text().splitlines() if s.split() and s[0] != "#"]
 
 
-def init_repo(repo):
+def init_repo(repo: pathlib.Path) -> None:
+    """Make a git repository there, if there is none."""
     if (repo / ".git").is_dir():
         return
     repo.mkdir(parents=True, exist_ok=True)
@@ -311,7 +325,7 @@ def init_repo(repo):
         git(repo, "config", key, value)
 
 
-def commit_directory(repo, directory, message, parent=None):
+def commit_directory(repo: pathlib.Path, directory: pathlib.Path, message: str, parent: str | None = None) -> str:
     """A commit in repo with what is in directory, ignored files too."""
     env = {"GIT_DIR": str(repo / ".git"), "GIT_WORK_TREE": str(directory),
            "GIT_INDEX_FILE": str(repo / ".git/import-index"),
@@ -336,7 +350,8 @@ class Base:
     debian: str = ""    # commit with Debian's own patches on top, if known
 
 
-def import_package(pin, repo, work, apt, key):
+def import_package(pin: Pin, repo: pathlib.Path, work: pathlib.Path, apt: pathlib.Path, key: str) -> Base:
+    """Take the base from Debian's source package."""
     files, version = download(pin, apt)
     moved = version != pin["version"]
     if moved:
@@ -363,7 +378,7 @@ def import_package(pin, repo, work, apt, key):
     return Base(key, commit, tree, upstream, not moved, note, debian)
 
 
-def checkout_commit(pin, path):
+def checkout_commit(pin: Pin, path: pathlib.Path) -> tuple[str, str]:
     """(commit, how it was found) in the person's checkout."""
     try:
         # it may belong to someone else: we only read it
@@ -382,7 +397,7 @@ def checkout_commit(pin, path):
     return commit, f"its HEAD, as it has no tag {pin['tag']}"
 
 
-def export_checkout(path, commit, out):
+def export_checkout(path: pathlib.Path, commit: str, out: pathlib.Path) -> None:
     """The files of a commit, with those submodules in it that a build needs."""
     def archive(repo, commit, to):
         to.mkdir(parents=True, exist_ok=True)
@@ -406,7 +421,9 @@ def export_checkout(path, commit, out):
         raise ToolError(f"QEMU_SRC={path}: no QEMU in it (no VERSION or configure)")
 
 
-def import_checkout(pin, repo, work, path, commit, how, key):
+def import_checkout(pin: Pin, repo: pathlib.Path, work: pathlib.Path, path: pathlib.Path, commit: str, how: str,
+                    key: str) -> Base:
+    """Take the base from a commit of the person's checkout; how says how it was found."""
     progress(f"taking QEMU from {path}, {how}")
     src = work / "src"
     work.mkdir(parents=True, exist_ok=True)
@@ -419,14 +436,13 @@ def import_checkout(pin, repo, work, path, commit, how, key):
     return Base(key, new, tree, upstream, pinned, note)
 
 
-def base(stack):
+def base(stack: str) -> Base:
     """The base in build/<stack>/tree's repository, imported when it has to be."""
     pin = read_pin(stack)
     top = common.stack_dir(stack)
     repo, state = top / "tree", top / "base.json"
-    path = common.settings.qemu_src
+    path = pathlib.Path(common.settings.qemu_src).resolve() if common.settings.qemu_src else None
     if path:
-        path = pathlib.Path(path).resolve()
         commit, how = checkout_commit(pin, path)
         key = f"QEMU_SRC {path} {commit}"
     else:

@@ -6,12 +6,13 @@ import collections
 import dataclasses
 import hashlib
 import json
+import pathlib
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dctools import base as base_
 from dctools import common, environment, options, process, series
@@ -33,8 +34,8 @@ CONFIGURE = ["--cc=ccache gcc", "--target-list=x86_64-softmmu", "--without-defau
              "--enable-coroutine-pool", "--enable-tools", "--disable-docs", "--disable-debug-info",
              "--disable-install-blobs", "--meson=/usr/bin/meson", "--with-git-submodules=ignore"]
 # What takes the place of an argument in releases whose configure no longer knows it
-LATER = {"--meson=/usr/bin/meson": [], "--with-git-submodules=ignore": [],
-         "--enable-sanitizers": ["--enable-asan", "--enable-ubsan"]}
+LATER: dict[str, list[str]] = {"--meson=/usr/bin/meson": [], "--with-git-submodules=ignore": [],
+                               "--enable-sanitizers": ["--enable-asan", "--enable-ubsan"]}
 # What the series touches as well, where the library is installed: (pkg-config name, argument, code)
 OPTIONAL = [("xencontrol", "--enable-xen", "hw/block/dataplane/xen-block.c"),
             ("blkio", "--enable-blkio", "block/blkio.c")]
@@ -43,16 +44,16 @@ OPTIONAL = [("xencontrol", "--enable-xen", "hw/block/dataplane/xen-block.c"),
 EXCLUDE = "/pc-bios/edk2-*.fd.bz2\n/pc-bios/dtb/*.dtb\n"
 
 
-def blobs(src):
+def blobs(src: pathlib.Path) -> list[str]:
     """Their names, from the files that insist."""
-    def names(path, pattern):
-        path = src / path
+    def names(name, pattern):
+        path = src / name
         return re.findall(pattern, path.read_text()) if path.is_file() else []
     return ([f"pc-bios/{n}.bz2" for n in names("pc-bios/meson.build", r"'(edk2-[\w-]+\.fd)'")]
             + [f"pc-bios/dtb/{n}" for n in names("pc-bios/dtb/meson.build", r"'([\w-]+\.dtb)'")])
 
 
-def clean_environment(side_dir):
+def clean_environment(side_dir: pathlib.Path) -> dict[str, str]:
     """The same for everybody: no CFLAGS, no python or compiler from elsewhere."""
     env = {k: v for k, v in environment.variables().items()
            if k in ("HOME", "TERM", "TMPDIR", "USER") or k.startswith("CCACHE_")}
@@ -68,7 +69,8 @@ def clean_environment(side_dir):
     return env
 
 
-def configure_arguments():
+def configure_arguments() -> list[str]:
+    """configure's arguments on this machine, of which each side gets the same."""
     args, without = list(CONFIGURE), []
     for library, argument, code in OPTIONAL:
         if subprocess.run(["pkg-config", "--exists", library]).returncode == 0:
@@ -80,9 +82,10 @@ def configure_arguments():
     return args
 
 
-def known_arguments(stack, src, args):
+def known_arguments(stack: str, src: pathlib.Path, args: Sequence[str]) -> list[str]:
     """args as this release wants them, and what pin.json adds."""
-    knows, out = (src / "configure").read_text(), []
+    knows = (src / "configure").read_text()
+    out: list[str] = []
     for arg in args:
         option = arg.partition("=")[0]
         out += LATER[arg] if arg in LATER and not re.search(rf"^\s*{option}[=)]", knows, re.M) else [arg]
@@ -91,13 +94,13 @@ def known_arguments(stack, src, args):
                   if not (clang and arg.startswith("--extra-cflags="))]
 
 
-def meson(directory):
+def meson(directory: pathlib.Path) -> str:
     """The meson that a build directory was made with: later releases have their own there."""
     own = directory / "pyvenv/bin/meson"
     return str(own) if own.exists() else "meson"
 
 
-def checkout(stack, side, commit):
+def checkout(stack: str, side: str, commit: str) -> pathlib.Path:
     """build/<stack>/<side>/src at commit; keeps the times of files that do not change."""
     repo, src = common.stack_dir(stack) / "tree", common.stack_dir(stack) / side / "src"
     try:
@@ -124,7 +127,8 @@ def checkout(stack, side, commit):
             (src / name).write_bytes(bz2.compress(b"") if name.endswith(".bz2") else b"")
     where = common.settings.qemu_src or "it"
     for wrap, path, how in [
-            (True, "subprojects/keycodemapdb", "meson subprojects download keycodemapdb berkeley-softfloat-3 berkeley-testfloat-3"),
+            (True, "subprojects/keycodemapdb", "meson subprojects download keycodemapdb berkeley-softfloat-3 "
+                                               "berkeley-testfloat-3"),
             (False, "ui/keycodemapdb", "git submodule update --init ui/keycodemapdb tests/fp/berkeley-softfloat-3 "
                                        "tests/fp/berkeley-testfloat-3")]:
         if (src / "subprojects/keycodemapdb.wrap").is_file() == wrap and not (src / path / "meson.build").is_file():
@@ -133,7 +137,7 @@ def checkout(stack, side, commit):
     return src
 
 
-def configure(src, build, args, env):
+def configure(src: pathlib.Path, build: pathlib.Path, args: Sequence[str], env: Mapping[str, str]) -> None:
     """Run configure unless it has been, with the same arguments and the same script."""
     h = hashlib.sha256()
     for name in ["configure", "scripts/meson-buildoptions.sh"]:
@@ -148,15 +152,16 @@ def configure(src, build, args, env):
     marker.write_text(now)
 
 
-def ninja(build, targets, env, name):
-    """Run ninja, with a line of progress every 15 s."""
+def ninja(build: pathlib.Path, targets: Sequence[str], env: Mapping[str, str], name: str) -> str:
+    """Run ninja, with a line of progress every 15 s; the last step that it counted, if there was one."""
     log = build.parent / "ninja.log"
     said, last, step = time.monotonic(), "", re.compile(r"^\[(\d+)/(\d+)\] ")
-    failed = collections.deque(maxlen=40)
+    failed: collections.deque[str] = collections.deque(maxlen=40)
     with open(log, "w") as out, \
             subprocess.Popen(["ninja", *targets], cwd=build, env=env, text=True, errors="replace",
                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as p:
         try:
+            assert p.stdout
             for line in p.stdout:
                 out.write(line)
                 if m := step.match(line):
@@ -175,19 +180,22 @@ def ninja(build, targets, env, name):
     return last
 
 
-def ccache_counts(log):
+def ccache_counts(log: pathlib.Path) -> tuple[int, int]:
     """(hits, misses) of one build."""
-    words = collections.Counter(log.read_text().split()) if log.is_file() else {}
-    return words.get("direct_cache_hit", 0) + words.get("preprocessed_cache_hit", 0), words.get("cache_miss", 0)
+    words = collections.Counter(log.read_text().split() if log.is_file() else [])
+    return words["direct_cache_hit"] + words["preprocessed_cache_hit"], words["cache_miss"]
 
 
-def build_side(stack, side, commit, targets=TARGETS, args=None):
+def build_side(stack: str, side: str, commit: str, targets: Sequence[str] = TARGETS,
+               args: Sequence[str] | None = None) -> pathlib.Path:
     """Build one commit in build/<stack>/<side>; the build directory."""
     with common.exclusive(stack):
         return build_alone(stack, side, commit, targets, args)
 
 
-def build_alone(stack, side, commit, targets, args):
+def build_alone(stack: str, side: str, commit: str, targets: Sequence[str],
+                args: Sequence[str] | None) -> pathlib.Path:
+    """build_side() while no other tool works on the stack's trees."""
     top = common.stack_dir(stack) / side
     common.need_space(top, 100 if (top / "build/qemu-system-x86_64").is_file() else 700)
     src = checkout(stack, side, commit)
@@ -206,7 +214,7 @@ def build_alone(stack, side, commit, targets, args):
     return build
 
 
-def hooked(stack, commit, patch=None):
+def hooked(stack: str, commit: str, patch: pathlib.Path | None = None) -> str:
     """That commit with the hooks, or another patch, on top, which are for tests only."""
     repo, index = common.stack_dir(stack) / "tree", common.stack_dir(stack) / "hooks-index"
     env = {"GIT_INDEX_FILE": str(index), "GIT_AUTHOR_DATE": "2000-01-01T00:00Z",
@@ -220,8 +228,8 @@ def hooked(stack, commit, patch=None):
         return git(repo, "commit-tree", tree, "-p", commit, "-m", "hooks for tests", env=env).strip()
 
 
-def sanitized(stack):
-    """Build the series with the hooks for tests, ASan, UBSan and the checks of a debug build."""
+def sanitized(stack: str) -> pathlib.Path:
+    """Build the series with the hooks for tests, ASan, UBSan and the checks of a debug build; the build directory."""
     commit = hooked(stack, series.update_tree(stack)[1])
     # configure's probe for UBSan fails with gcc 12 because of that warning, and says nothing;
     # with -O2 the compiler takes three times as long
@@ -235,7 +243,7 @@ def sanitized(stack):
     return build
 
 
-def fuzzer(stack, side):
+def fuzzer(stack: str, side: str) -> pathlib.Path:
     """Build QEMU's fuzz targets with clang's libFuzzer, ASan and UBSan; the binary."""
     base, commit = series.update_tree(stack)
     patch = common.ROOT / f"tests/fuzz-{stack}.patch"
@@ -275,7 +283,8 @@ def build_both(stack: str, targets: Sequence[str] = TARGETS) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    targets: str = options.text("", "targets of ninja, such as tests/unit/test-aio", "what a guest needs", positional="*")
+    targets: str = options.text("", "targets of ninja, such as tests/unit/test-aio", "what a guest needs",
+                                positional="*")
 
 
 def main(given: Options) -> None:

@@ -66,10 +66,12 @@ def logs(what: str) -> pathlib.Path:
 
 
 def patch_dir(stack: str) -> pathlib.Path:
+    """Where the patches of a stack are."""
     return ROOT / "patches" / stack
 
 
 def stack_dir(stack: str) -> pathlib.Path:
+    """Where all that is made of a stack goes."""
     return settings.build / stack
 
 

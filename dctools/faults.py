@@ -13,10 +13,15 @@ import os
 import pathlib
 import shutil
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from dctools import common, guest, process
 from dctools import fio as fio_
 from dctools.common import ToolError
+
+if TYPE_CHECKING:
+    from dctools.check.results import Results
 
 MIB = 1 << 20
 SIZE = 8                                # MiB a disk; faults are in its first half
@@ -29,8 +34,10 @@ FIO = "fio --name=x --filename={dev} --ioengine=libaio --direct=1 --bs=4k --iode
 HALF = f"--size={SIZE // 2}m "
 VERIFY = "--rw=randwrite --verify=crc32c --verify_fatal=1 "
 
+Figures = dict[str, float]              # what was injected and seen, by its name
 
-def run(vm, command, timeout=300):
+
+def run(vm: guest.Guest, command: str, timeout: float = 300) -> tuple[int, str]:
     """Like vm.run(), but a command that hangs does not keep the guest from other jobs."""
     vm.check(f"rm -f /status; {{ {command}\necho $? >/status; }} >/said 2>&1 &")
     status = common.wait_until(
@@ -39,7 +46,7 @@ def run(vm, command, timeout=300):
     return int(status), vm.check("cat /said")
 
 
-def fio(vm, dev, arguments):
+def fio(vm: guest.Guest, dev: str, arguments: str) -> dict[str, int]:
     """Run fio in the guest; what its JSON says of all the jobs together."""
     _, output = run(vm, FIO.format(dev=dev) + arguments)
     jobs = fio_.jobs(output)
@@ -49,7 +56,7 @@ def fio(vm, dev, arguments):
             "read": sum(j["read"]["io_bytes"] for j in jobs)}
 
 
-def must_verify(done, mib):
+def must_verify(done: dict[str, int], mib: int) -> None:
     """These figures of fio must be those of mib MiB, written and verified without an error."""
     if done["error"]:
         raise ToolError(f"fio writes and verifies: {os.strerror(done['error'])}")
@@ -57,33 +64,48 @@ def must_verify(done, mib):
         raise ToolError(f"fio wrote {done['written']} and verified {done['read']} bytes of {mib} MiB")
 
 
-def good_part(vm, dev):
+def good_part(vm: guest.Guest, dev: str) -> None:
+    """Write and verify where no faults are."""
     must_verify(fio(vm, dev, VERIFY + HALF + f"--offset={SIZE // 2}m"), SIZE // 2)
 
 
-def bad_places(once):
+def bad_places(once: bool) -> list[dict[str, Any]]:
     """blkdebug's rules: at each place a read fails with EIO and, 64 KiB on, a write with ENOSPC."""
     return [{"event": f"{io}_aio", "iotype": io, "errno": number, "sector": (mib * MIB + offset) // 512, "once": once}
             for mib in BAD for io, number, offset in [("read", errno.EIO, 0), ("write", errno.ENOSPC, 64 << 10)]]
 
 
-def blkdebug(disk, rules):
+def blkdebug(disk: guest.Disk, rules: list[dict[str, Any]]) -> guest.Disk:
+    """This disk, with these faults."""
     disk.node = {"file": {"driver": "blkdebug", "image": disk.file(), "inject-error": rules}}
     return disk
 
 
 # -- the cases: make the disk, then do it ----------------------------------------
 
-class Report:
+class Case:
+    """One disk with a fault below it. The docstring of each is the name of its test."""
+    disk: guest.Disk
+
+    def __init__(self, directory: pathlib.Path, aio: str, driver: str, qemu_img: pathlib.Path) -> None:
+        raise NotImplementedError
+
+    def run(self, vm: guest.Guest, dev: str, figures: Figures) -> None:
+        """Do I/O on the disk, which is dev in the guest; a ToolError if it sees what it should not."""
+        raise NotImplementedError
+
+
+class Report(Case):
     """EIO and ENOSPC reach the guest, those that were injected and no more"""
 
-    def __init__(self, directory, aio, driver, qemu_img):
-        self.disk = blkdebug(guest.Disk(common.sparse(directory / f"report-{driver}.raw", SIZE * MIB), aio=aio, driver=driver,
-                                        on_error={"werror": "report", "rerror": "report"}), bad_places(False))
+    def __init__(self, directory: pathlib.Path, aio: str, driver: str, qemu_img: pathlib.Path) -> None:
+        disk = guest.Disk(common.sparse(directory / f"report-{driver}.raw", SIZE * MIB), aio=aio, driver=driver,
+                          on_error={"werror": "report", "rerror": "report"})
+        self.disk = blkdebug(disk, bad_places(False))
         if driver == "virtio-blk-pci":      # two requests in one would fail together
             self.disk.options = {"request-merging": "off"}
 
-    def run(self, vm, dev, figures):
+    def run(self, vm: guest.Guest, dev: str, figures: Figures) -> None:
         vm.check(f"echo 2 >/sys/block/{pathlib.Path(dev).name}/queue/nomerges")
         each_eio = (len(BAD), errno.EIO, errno.EIO)
         # virtio-blk has one status for all errors; at ENOSPC fio ends, without counting it
@@ -97,14 +119,15 @@ class Report:
             figures["errors reported to the guest"] += wanted[0] or 1
 
 
-class Stop:
+class Stop(Case):
     """EIO and ENOSPC stop QEMU, cont tries again, the guest sees nothing"""
 
-    def __init__(self, directory, aio, driver, qemu_img):
-        self.disk = blkdebug(guest.Disk(common.sparse(directory / f"stop-{driver}.raw", SIZE * MIB), aio=aio, driver=driver,
-                                        on_error={"werror": "enospc", "rerror": "stop"}), bad_places(True))
+    def __init__(self, directory: pathlib.Path, aio: str, driver: str, qemu_img: pathlib.Path) -> None:
+        disk = guest.Disk(common.sparse(directory / f"stop-{driver}.raw", SIZE * MIB), aio=aio, driver=driver,
+                          on_error={"werror": "enospc", "rerror": "stop"})
+        self.disk = blkdebug(disk, bad_places(True))
 
-    def run(self, vm, dev, figures):
+    def run(self, vm: guest.Guest, dev: str, figures: Figures) -> None:
         node = f"drive{vm.disks.index(self.disk)}"
         with concurrent.futures.ThreadPoolExecutor() as pool:
             job = pool.submit(fio, vm, dev, VERIFY + HALF)
@@ -128,10 +151,10 @@ class Stop:
         figures["stops by errors"] += stops
 
 
-class Rings:
+class Rings(Case):
     """more requests than the rings hold (128 for io_uring, 1024 for Linux AIO)"""
 
-    def __init__(self, directory, aio, driver, qemu_img):
+    def __init__(self, directory: pathlib.Path, aio: str, driver: str, qemu_img: pathlib.Path) -> None:
         self.disk = guest.Disk(common.sparse(directory / f"rings-{driver}.raw", RINGS_JOBS * SIZE * MIB), aio=aio,
                                driver=driver, queues=RINGS_JOBS)
         if driver == "virtio-blk-pci":
@@ -139,7 +162,7 @@ class Rings:
         else:           # Linux gives a LUN no more
             self.disk.options, self.least = {"virtqueue_size": "1024", "cmd_per_lun": "1024"}, 513
 
-    def run(self, vm, dev, figures):
+    def run(self, vm: guest.Guest, dev: str, figures: Figures) -> None:
         # An IOThread that seldom runs finds full queues
         n = vm.disks.index(self.disk)
         os.setpriority(os.PRIO_PROCESS, vm.iothread_tid(n), 19)
@@ -156,7 +179,7 @@ class Rings:
         figures["most requests in flight"] = max(most, figures["most requests in flight"])
 
 
-def cut_and_read(vm, dev, path, figures):
+def cut_and_read(vm: guest.Guest, dev: str, path: pathlib.Path, figures: Figures) -> None:
     """Cut this file short under the guest, which must read what is left, and zeros."""
     os.truncate(path, ODD_SIZE)
     wanted = hashlib.md5(path.read_bytes() + bytes(SIZE * MIB - ODD_SIZE)).hexdigest()
@@ -176,22 +199,22 @@ def cut_and_read(vm, dev, path, figures):
     figures["reads across the end of a file"] += LOOPS + 3
 
 
-class Short:
+class Short(Case):
     """of a file that is cut short it reads the data that is left, and zeros"""
 
-    def __init__(self, directory, aio, driver, qemu_img):
+    def __init__(self, directory: pathlib.Path, aio: str, driver: str, qemu_img: pathlib.Path) -> None:
         self.path = directory / f"short-{driver}.raw"
         self.disk = guest.Disk(common.sparse(self.path, SIZE * MIB), aio=aio, driver=driver, node={"size": SIZE * MIB})
 
-    def run(self, vm, dev, figures):
+    def run(self, vm: guest.Guest, dev: str, figures: Figures) -> None:
         must_verify(fio(vm, dev, VERIFY + f"--size={SIZE}m"), SIZE)
         cut_and_read(vm, dev, self.path, figures)
 
 
-class Backing:
+class Backing(Case):
     """of a backing file that is cut short it reads the data that is left, and zeros"""
 
-    def __init__(self, directory, aio, driver, qemu_img):
+    def __init__(self, directory: pathlib.Path, aio: str, driver: str, qemu_img: pathlib.Path) -> None:
         self.path = directory / f"backing-{driver}.raw"
         self.path.write_bytes(os.urandom(SIZE * MIB))
         overlay = directory / f"overlay-{driver}.qcow2"
@@ -199,18 +222,20 @@ class Backing:
         lower = {"driver": "raw", "read-only": True, "file": guest.Disk(str(self.path), aio=aio).file()}
         self.disk = guest.Disk(str(overlay), aio=aio, driver=driver, node={"driver": "qcow2", "backing": lower})
 
-    def run(self, vm, dev, figures):
+    def run(self, vm: guest.Guest, dev: str, figures: Figures) -> None:
         cut_and_read(vm, dev, self.path, figures)
 
 
-ERRORS = [Report, Stop]         # what a device does with them is its own matter; the rest is the engine's
-CASES = [*ERRORS, Rings, Short, Backing]
+# What a device does with errors is its own matter; the rest is the engine's
+ERRORS: list[type[Case]] = [Report, Stop]
+CASES: list[type[Case]] = [*ERRORS, Rings, Short, Backing]
 
 
-def check_faults(results, binary, logs, engines=guest.AIO, cases=CASES):
+def check_faults(results: "Results", binary: pathlib.Path | str, logs: pathlib.Path,
+                 engines: Sequence[str] = guest.AIO, cases: Sequence[type[Case]] = CASES) -> Figures:
     """Each case with each engine and device; what was injected, as figures."""
     guest.build_image()
-    figures = collections.Counter()
+    figures: Figures = collections.defaultdict(int)
     for aio in engines:
         directory = logs / "faults"
         shutil.rmtree(directory, ignore_errors=True)

@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import time
+from collections.abc import Sequence
 
 from dctools import build, common, guest, options, process
 from dctools.common import ToolError, progress
@@ -29,7 +30,8 @@ def logs() -> pathlib.Path:
     return common.logs("fuzz")
 
 
-def qemu_arguments(driver, engine, image):
+def qemu_arguments(driver: str, engine: str, image: pathlib.Path) -> str:
+    """What the fuzzer starts QEMU with."""
     if engine == "null":
         disk = f"driver=null-co,node-name=file0,size={DISK_MIB << 20},read-zeroes=on"
     else:
@@ -44,15 +46,16 @@ def qemu_arguments(driver, engine, image):
 
 @dataclasses.dataclass
 class Result:
+    """What the fuzzer did, and the crash that ended it, if one did."""
     runs: int = 0
     seconds: float = 0
     coverage: int = 0
     requests: int = 0
     crash: str = ""         # where, without numbers that differ from run to run
-    path: pathlib.Path = None
+    path: pathlib.Path | None = None    # the input that crashed
 
 
-def where(text):
+def where(text: str) -> str:
     """What names a crash: the assertion, or the sanitizer's finding with the first functions of its stack."""
     if m := re.search(r"(\w+)(?:\(.*\))?: Assertion `(.*)' failed|ERROR:\S+:(\w+): assertion failed:? (.*)", text):
         return f"{m[1] or m[3]}: assertion {m[2] or m[4]}"
@@ -68,21 +71,25 @@ def where(text):
     return f"{kind} in {' < '.join(frames[:3]) or 'unknown'}"
 
 
-def parse(text):
+def parse(text: str) -> Result:
     """A Result from what libFuzzer has said."""
-    number = lambda pattern: max(map(int, re.findall(pattern, text, re.M)), default=0)
+    def number(pattern):
+        return max(map(int, re.findall(pattern, text, re.M)), default=0)
     return Result(runs=number(r"stat::number_of_executed_units: (\d+)") or number(r"^#(\d+)\s"),
                   coverage=number(r"\bcov: (\d+)"), requests=number(r"IOThreads had (\d+) requests"))
 
 
-def fuzzer_environment(binary, driver, engine, image, sabotage):
+def fuzzer_environment(binary: pathlib.Path, driver: str, engine: str, image: pathlib.Path,
+                       sabotage: str | None) -> dict[str, str]:
+    """What the fuzzer takes from its environment."""
     env = {**build.clean_environment(binary.parent.parent), "QEMU_FUZZ_ARGS": qemu_arguments(driver, engine, image),
            "QEMU_FUZZ_OBJECTS": "virtio*", "QEMU_FUZZ_TIMEOUT": "0", "QEMU_AVOID_DOUBLE_FETCH": "1",
            "ASAN_OPTIONS": "detect_leaks=0:handle_abort=1", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
     return {**env, **({"FUZZ_SABOTAGE": sabotage} if sabotage else {})}
 
 
-def libfuzzer(binary, driver, engine, directory, args, limit, sabotage=None):
+def libfuzzer(binary: pathlib.Path, driver: str, engine: str, directory: pathlib.Path,
+              args: Sequence[str | pathlib.Path], limit: float, sabotage: str | None = None) -> Result:
     """Run it; a Result. What crashes it is in directory/crashes."""
     crashes, log, image = directory / "crashes", directory / f"{engine}.log", directory / "disk.raw"
     crashes.mkdir(parents=True, exist_ok=True)
@@ -102,12 +109,13 @@ def libfuzzer(binary, driver, engine, directory, args, limit, sabotage=None):
         if not result.crash:
             raise ToolError(f"{binary.name} ended with {status}, see {log}")
         if written:
-            result.path = pathlib.Path(written[1])
-            shutil.copy(log, result.path.with_name(result.path.name + ".log"))
+            path = result.path = pathlib.Path(written[1])
+            shutil.copy(log, path.with_name(path.name + ".log"))
     return result
 
 
-def fuzz(binary, driver, engine, seconds, directory, sabotage=None, inputs=None):
+def fuzz(binary: pathlib.Path, driver: str, engine: str, seconds: float, directory: pathlib.Path,
+         sabotage: str | None = None, inputs: Sequence[bytes] | None = None) -> Result:
     """Fuzz until something crashes or the time is over; what is found is kept in directory/corpus."""
     corpus = directory / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
@@ -120,13 +128,14 @@ def fuzz(binary, driver, engine, seconds, directory, sabotage=None, inputs=None)
     return result
 
 
-def again(binary, driver, engine, path, directory):
+def again(binary: pathlib.Path, driver: str, engine: str, path: pathlib.Path,
+          directory: pathlib.Path) -> tuple[int, str]:
     """In how many of TRIES processes that input crashes, and where it did last."""
     found = [libfuzzer(binary, driver, engine, directory, [path], GRACE).crash for _ in range(TRIES)]
     return sum(map(bool, found)), next(filter(None, reversed(found)), "")
 
 
-def must_notice(binary, driver, sabotage, seconds=120):
+def must_notice(binary: pathlib.Path, driver: str, sabotage: str, seconds: float = 120) -> None:
     """A ToolError unless the fuzzer finds that mistake in requests of the IOThread."""
     directory = logs() / f"sabotage-{driver}-{sabotage}"
     shutil.rmtree(directory, ignore_errors=True)
@@ -140,19 +149,22 @@ def must_notice(binary, driver, sabotage, seconds=120):
 
 @dataclasses.dataclass
 class Crash:
+    """One of the places where the fuzzer crashed."""
     where: str
     engine: str
-    path: pathlib.Path
+    path: pathlib.Path | None
     count: int = 0
     alone: int = 0          # of TRIES
     base: str = ""          # how the base crashes there, if it does
 
 
-def device(stack, binary, driver, engines, seconds, side):
+def device(stack: str, binary: pathlib.Path, driver: str, engines: Sequence[str], seconds: float,
+           side: str) -> tuple[Result, list[Crash]]:
     """Fuzz one device; the sum of the results, and the crashes."""
     directory = logs() / (driver if side == "series" else f"{driver}-{side}")
     shutil.rmtree(directory / "corpus", ignore_errors=True)
-    total, crashes = Result(), {}
+    total = Result()
+    crashes: dict[str, Crash] = {}
     for engine in engines:
         end, turns, repeated = time.monotonic() + seconds / len(engines), 0, 0
         while (left := end - time.monotonic()) > (turns and 5) and repeated < REPEATED:
@@ -173,7 +185,8 @@ def device(stack, binary, driver, engines, seconds, side):
     return total, list(crashes.values())
 
 
-def examine(stack, binary, driver, crash, seconds, directory):
+def examine(stack: str, binary: pathlib.Path, driver: str, crash: Crash, seconds: float,
+            directory: pathlib.Path) -> None:
     """Whether the input crashes alone, and whether the base crashes there, too."""
     if crash.path:
         crash.alone, _ = again(binary, driver, crash.engine, crash.path, directory / "again")
@@ -195,7 +208,7 @@ def examine(stack, binary, driver, crash, seconds, directory):
             return
 
 
-def table(driver, total, crashes):
+def table(driver: str, total: Result, crashes: Sequence[Crash]) -> str:
     """Lines for the person."""
     lines = [f"{driver}: {total.runs} runs, {total.seconds:.0f} s, coverage {total.coverage}, "
              f"{total.requests} requests in the IOThread, crashes: {sum(c.count for c in crashes)}"]
@@ -206,7 +219,8 @@ def table(driver, total, crashes):
     return "\n".join(lines)
 
 
-def run_all(stack, binary, drivers, engines, seconds, side="series"):
+def run_all(stack: str, binary: pathlib.Path, drivers: Sequence[str], engines: Sequence[str], seconds: float,
+            side: str = "series") -> list[Crash]:
     """Fuzz the devices one after the other; the crashes that the base is not known to have."""
     own = []
     for driver in drivers:
@@ -216,7 +230,7 @@ def run_all(stack, binary, drivers, engines, seconds, side="series"):
     return own
 
 
-def check(stack, binary, driver, seconds=30):
+def check(stack: str, binary: pathlib.Path, driver: str, seconds: float = 30) -> None:
     """A ToolError if the series crashes where the base is not known to."""
     total, crashes = device(stack, binary, driver, ENGINES, seconds, "series")
     progress(table(driver, total, crashes))
@@ -225,8 +239,8 @@ def check(stack, binary, driver, seconds=30):
         raise ToolError("; ".join(f"{c.where}, see {c.path}" for c in own))
 
 
-def run_input(binary, driver, engine, path):
-    """Run one input and show what QEMU says."""
+def run_input(binary: pathlib.Path, driver: str, engine: str, path: pathlib.Path) -> int:
+    """Run one input and show what QEMU says; the exit status."""
     result = libfuzzer(binary, driver, engine, logs() / "input", [path.resolve()], GRACE)
     print((logs() / f"input/{engine}.log").read_text(errors="replace"), end="")
     return 1 if result.crash else 0

@@ -42,6 +42,7 @@ def number(default: Any, low: float, high: float, help: str, kind: type = int, s
 
 
 def seed(help: str) -> Any:
+    """What random choices begin with."""
     return number(None, 0, (1 << 63) - 1, help, shown="another each time")
 
 
@@ -55,6 +56,7 @@ def switch(default: bool | None, help: str, shown: str | None = None) -> Any:
 
 
 def text(default: str, help: str, shown: str | None = None, positional: str = "") -> Any:
+    """Any text."""
     return option(str, default, help, shown, positional)
 
 
@@ -67,7 +69,7 @@ def choice(known: Collection[str], default: str, help: str, kinds: str = "", pos
     return option(parse, default, f"{help} ({' '.join(known)})", positional=positional)
 
 
-def words(known: Collection[str], default: tuple[str, ...], help: str, shown: str | None = None) -> Any:
+def words(known: Collection[str], default: tuple[str, ...] | None, help: str, shown: str | None = None) -> Any:
     """One or more of these words, each once."""
     def parse(given: str) -> tuple[str, ...]:
         found = re.split(r"[ ,]+", given.strip())
@@ -100,10 +102,12 @@ def size(text: str, most_mib: int) -> int:
 # -- from variables and arguments ----------------------------------------------------
 
 def variable(name: str) -> str:
+    """The variable that sets this option."""
     return name.upper()
 
 
 def flag(name: str) -> str:
+    """The argument that sets this option."""
     return "--" + name.replace("_", "-")
 
 
@@ -147,8 +151,8 @@ class Parser(argparse.ArgumentParser):
 def parser(command: str, about: str, *classes: type) -> argparse.ArgumentParser:
     """What reads the arguments of a command, with help for each of the options."""
     p = Parser(prog=f"dc {command}", description=about, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter,
-                                epilog="Each option is a variable of make, too: --name VALUE is NAME=VALUE.")
+               formatter_class=argparse.RawDescriptionHelpFormatter,
+               epilog="Each option is a variable of make, too: --name VALUE is NAME=VALUE.")
     for cls in classes:
         for f in dataclasses.fields(cls):
             shown = f.metadata["shown"]

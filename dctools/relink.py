@@ -18,7 +18,7 @@ class Objects:
     a difference; with many it is noise, and the interval knows of it.
     """
 
-    def __init__(self, binary, scratch):
+    def __init__(self, binary: pathlib.Path | str, scratch: pathlib.Path | str) -> None:
         self.binary = pathlib.Path(binary).resolve()
         if not (self.binary.parent / "build.ninja").is_file():
             raise ToolError(f"LAYOUTS=on links {self.binary} anew, but it is not where it was built; give LAYOUTS=off")
@@ -32,16 +32,17 @@ class Objects:
             raise ToolError(f"{self.binary} is not what its objects give; run ninja in {self.binary.parent}")
         same.unlink()
 
-    def _run(self, *words):
+    def _run(self, *words: str) -> str:
         return run(words, cwd=self.binary.parent, env=build.clean_environment(self.binary.parent.parent))
 
-    def _command(self):
+    def _command(self) -> list[str]:
         """What ninja links it with, an argument each; archives that are taken whole are their objects."""
         command = next((e["command"] for e in json.loads(self._run("ninja", "-t", "compdb", "-x"))
                         if e["output"] == self.binary.name), None)
         if not command:
             raise ToolError(f"ninja in {self.binary.parent} does not say how {self.binary.name} is linked")
-        found, whole = [], False
+        found: list[str] = []
+        whole = False
         for word in shlex.split(command):
             if word in ("-Wl,--whole-archive", "-Wl,--no-whole-archive"):
                 whole = word == "-Wl,--whole-archive"
@@ -54,7 +55,7 @@ class Objects:
                 found.append(word)
         return found
 
-    def link(self, seed, output):
+    def link(self, seed: str | None, output: pathlib.Path | str) -> None:
         """Link them in the order that the seed makes; None leaves them as they are."""
         objects = list(self.objects)
         if seed is not None:

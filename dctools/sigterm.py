@@ -16,9 +16,9 @@ LOAD = ("fio --name=load --filename={} --ioengine=libaio --direct=1 --rw=randrea
         "--iodepth=16 --time_based --runtime=100000 --eta=never >/dev/null 2>&1 &\n")
 
 
-def wait_for_reads(vm):
+def wait_for_reads(vm: guest.Guest) -> None:
     """Until each disk has read something."""
-    reads = []
+    reads: list[int] = []
 
     def all_have():
         reads[:] = vm.requests()
@@ -26,7 +26,7 @@ def wait_for_reads(vm):
     common.wait_until(all_have, 4 * PATIENCE, lambda: f"{vm.label}: disk {reads.index(0)} does not read", .02)
 
 
-def hangs(vm, state):
+def hangs(vm: guest.Guest, state: pathlib.Path) -> bool:
     """Resume the guest and end it; whether that hangs."""
     vm.resume(state)
     wait_for_reads(vm)

@@ -4,6 +4,7 @@
 import dataclasses
 import pathlib
 import time
+from collections.abc import Sequence
 
 from dctools import build, common, environment, guest, options
 from dctools.common import ToolError, progress
@@ -17,12 +18,12 @@ LOAD = ("fio --name=load --filename={} --ioengine=libaio --direct=1 --rw=randrea
         "--iodepth=64 --time_based --runtime=100000 --eta=never --output=/dev/null")
 
 
-def reads(vm):
+def reads(vm: guest.Guest) -> int:
     """How many reads the disk has done so far."""
     return sum(b["stats"]["rd_operations"] for b in vm.qmp("query-blockstats"))
 
 
-def wait_for_progress(vm, before, round_, patience=PATIENCE):
+def wait_for_progress(vm: guest.Guest, before: int, round_: int, patience: float = PATIENCE) -> int:
     """Until it has read more than that; how many reads it has done."""
     return common.wait_until(lambda: (now := reads(vm)) != before and now, patience,
                              f"{vm.label}: the disk hangs: no read for {patience} s after {round_} rounds")
@@ -41,7 +42,7 @@ def our_disk() -> pathlib.Path:
     return disk
 
 
-def stress(binary, aio, driver, rounds):
+def stress(binary: pathlib.Path | str, aio: str, driver: str, rounds: int) -> int:
     """Stop and continue two guests that read at depth 64; the number of reads that they did."""
     disk = our_disk()
     vms = [guest.Guest(binary, [guest.Disk(str(disk), aio=aio, driver=driver, read_only=True, locking=False)],
@@ -66,7 +67,8 @@ def stress(binary, aio, driver, rounds):
             vm.kill()
 
 
-def run_all(binary, engines, drivers, rounds, how=""):
+def run_all(binary: pathlib.Path | str, engines: Sequence[str], drivers: Sequence[str], rounds: int,
+            how: str = "") -> int:
     """Print a line for each device and engine; how many of them failed."""
     bad = 0
     for driver in drivers:
@@ -108,7 +110,7 @@ def main(given: Options) -> int:
     guest.build_image()
     bad = run_all(binary, given.aio, given.driver, given.rounds)
     if not given.qemu:
-        binary = build.sanitized(stack) / "qemu-system-x86_64"
+        late = build.sanitized(stack) / "qemu-system-x86_64"
         with environment.setenv(**LATE):
-            bad += run_all(binary, given.aio, given.driver, min(given.rounds, LATE_ROUNDS), ", sections end late")
+            bad += run_all(late, given.aio, given.driver, min(given.rounds, LATE_ROUNDS), ", sections end late")
     return 1 if bad else 0

@@ -36,9 +36,9 @@ class Disk:
     cache_direct: bool = True
     read_only: bool = False
     locking: bool = True                # False: another disk of this guest has the same file
-    node: dict = dataclasses.field(default_factory=dict)    # more for the -blockdev, e.g. another driver
-    options: dict = dataclasses.field(default_factory=dict)     # more for the virtio device
-    on_error: dict = dataclasses.field(default_factory=dict)    # werror, rerror
+    node: dict[str, Any] = dataclasses.field(default_factory=dict)      # more for the -blockdev, e.g. another driver
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)   # more for the virtio device
+    on_error: dict[str, str] = dataclasses.field(default_factory=dict)  # werror, rerror
 
     def file(self) -> dict[str, Any]:
         """The -blockdev of the file itself, without a format."""
@@ -47,6 +47,7 @@ class Disk:
                 "cache": {"direct": self.cache_direct}, "locking": "auto" if self.locking else "off"}
 
     def blockdev(self, n: int) -> dict[str, Any]:
+        """The -blockdev that the device has, as the guest's number n."""
         return {"driver": "raw", "node-name": f"drive{n}", "read-only": self.read_only,
                 "cache": {"direct": self.cache_direct}, "file": self.file(), **self.node}
 

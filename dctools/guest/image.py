@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+from typing import Any
 
 from dctools import common, environment, process
 from dctools.common import ToolError
@@ -56,7 +57,7 @@ def candidates(packages: list[str]) -> dict[str, str]:
     return found
 
 
-def image_inputs(kernel: str) -> dict:
+def image_inputs(kernel: str) -> dict[str, Any]:
     """All that the image is made from; another value means: build it again."""
     packages = candidates([kernel, *FIRMWARE])
     for p in ["fio", "busybox-static", "initramfs-tools-core"]:
@@ -67,6 +68,7 @@ def image_inputs(kernel: str) -> dict:
 
 
 def unpack(package: str, into: pathlib.Path, work: pathlib.Path) -> None:
+    """Fetch a Debian package and unpack it; nothing is installed."""
     process.run(["apt-get", "-q", "download", "-o", "APT::Sandbox::User=root", package], cwd=work)
     deb = max(work.glob(f"{package}_*.deb"), key=lambda p: p.stat().st_mtime)
     process.run(["dpkg-deb", "-x", deb, into])
@@ -99,6 +101,7 @@ def build_image() -> None:
 
 
 def make_image(work: pathlib.Path, kernel: str, version: str) -> None:
+    """Make the image, without looking whether there is one."""
     top = place()
     (work / "tmp").mkdir(parents=True)
     unpack(kernel, work / "root", work)
@@ -109,7 +112,7 @@ def make_image(work: pathlib.Path, kernel: str, version: str) -> None:
         (work / "conf" / d).mkdir()
     root = [] if os.geteuid() == 0 else ["-r"]
     process.run(["unshare", *root, "-m", "sh", "-ec", MKINITRAMFS, "sh", work, version],
-               log=top / "mkinitramfs.log", env=sbin)
+                log=top / "mkinitramfs.log", env=sbin)
     # Not compressed: QEMU copies it in no time, while inflating it under TCG takes seconds.
     with open(work / "initrd.img", "wb") as out:
         subprocess.run(["gzip", "-dc", work / "initrd.gz"], stdout=out, check=True)

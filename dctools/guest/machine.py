@@ -17,18 +17,20 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from dctools import common
 from dctools.common import ToolError
 from dctools.guest import image as image_
-from dctools.guest.disk import FIRST_SLOT, MOST_DISKS, check_direct
+from dctools.guest.disk import FIRST_SLOT, MOST_DISKS, Disk, check_direct
 from dctools.guest.qemu import Qemu, qemu_python
 
 # One machine type whatever the binary, so that two of them can be compared.
 MACHINE = "pc-i440fx-7.2"
 
 
-def accelerator():
+def accelerator() -> str:
     """"kvm" where the processor can do it and we may use it, else "tcg"."""
     cpu = pathlib.Path("/proc/cpuinfo").read_text()
     # /dev/kvm alone is no proof: some cloud kernels have it without vmx or svm.
@@ -44,8 +46,9 @@ class Hang(ToolError):
 class Guest:
     """One QEMU process with our guest in it. Kills it when the with block ends."""
 
-    def __init__(self, binary, disks=(), *, vcpus=2, memory=512, label="guest",
-                 log_dir=None, python=None, args=(), image=None, qmp_timeout=30):
+    def __init__(self, binary: pathlib.Path | str, disks: Sequence[Disk] = (), *, vcpus: int = 2, memory: int = 512,
+                 label: str = "guest", log_dir: pathlib.Path | str | None = None, python: pathlib.Path | None = None,
+                 args: Sequence[str] = (), image: pathlib.Path | str | None = None, qmp_timeout: float = 30) -> None:
         self.binary, self.disks = pathlib.Path(binary), list(disks)
         self.vcpus, self.label = vcpus, label
         self.log_dir = pathlib.Path(log_dir or image_.place() / "log").resolve()
@@ -54,11 +57,12 @@ class Guest:
         self.accel = accelerator()
         self._python, self._image = python, pathlib.Path(image or image_.place())
         self._memory, self._args, self._qmp_timeout = memory, list(args), qmp_timeout
-        self._qemu = self._job = None
+        self._qemu: Qemu | None = None
+        self._job: socket.socket | None = None
         self._buffer = b""
         self._stopping = False
 
-    def arguments(self):
+    def arguments(self) -> list[str]:
         """QEMU's arguments, without the ends of the monitor and the job channel."""
         # no self-tests: a vCPU has got stuck in alg_test() (docs/tests.md)
         kernel = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on nokaslr cryptomgr.notests"
@@ -78,7 +82,7 @@ class Guest:
             args += disk.arguments(n)
         return args + self._args
 
-    def start(self, incoming=None):
+    def start(self, incoming: str | None = None) -> "Guest":
         """Start QEMU; with incoming, what migrate() has saved is what runs in it."""
         if not os.access(self.binary, os.X_OK) or self.binary.is_dir():
             raise ToolError(f"no QEMU at {self.binary}; run `make build`")
@@ -115,10 +119,10 @@ class Guest:
                 raise
         return self
 
-    def __enter__(self):
+    def __enter__(self) -> "Guest":
         return self.start()
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind:
             self.kill()
         else:
@@ -127,37 +131,48 @@ class Guest:
     # -- the process
 
     @property
-    def pid(self):
+    def _monitor(self) -> Qemu:
+        assert self._qemu, "the guest is not running"
+        return self._qemu
+
+    @property
+    def _channel(self) -> socket.socket:
+        assert self._job, "the guest has not been started"
+        return self._job
+
+    @property
+    def pid(self) -> int | None:
         return self._qemu.pid if self._qemu else None
 
-    def qmp(self, command, **arguments):
+    def qmp(self, command: str, **arguments: Any) -> Any:
         """Run a QMP command (underscores stand for dashes); its answer, or a ToolError."""
         try:
-            answer = self._qemu.qmp(command, **arguments)
+            answer = self._monitor.qmp(command, **arguments)
         except Exception as e:
             raise self._dead(f"QMP {command} failed ({type(e).__name__})") from e
         if "error" in answer:
             raise ToolError(f"QMP {command}: {answer['error']['desc']}")
         return answer["return"]
 
-    def wait_event(self, name, timeout=60, match=None):
+    def wait_event(self, name: str, timeout: float = 60, match: dict[str, Any] | None = None) -> Any:
         """The next QMP event of that name; match is a part that its dict must have."""
         try:
-            return self._qemu.wait_event(name, timeout, match)
+            return self._monitor.wait_event(name, timeout, match)
         except Exception as e:
             raise self._dead(f"no QMP event {name} within {timeout} s") from e
 
-    def events(self):
+    def events(self) -> list[dict[str, Any]]:
         """The QMP events that nobody has waited for."""
-        return self._qemu.events()
+        return self._monitor.events()
 
-    def iothread_tid(self, n=0):
+    def iothread_tid(self, n: int = 0) -> int:
         """Thread id of disk n's IOThread (of the main loop if it has none)."""
         if not self.disks[n].iothread:
+            assert self.pid
             return self.pid
         return next(t["thread-id"] for t in self.qmp("query-iothreads") if t["id"] == f"iothread{n}")
 
-    def requests(self):
+    def requests(self) -> list[int]:
         """How many requests each disk has done."""
         stats = {b.get("qdev"): b["stats"] for b in self.qmp("query-blockstats")}
         names = [disk.qdev(n) for n, disk in enumerate(self.disks)]
@@ -166,7 +181,7 @@ class Guest:
                 raise ToolError(f"{self.label}: query-blockstats does not list {name}")
         return [stats[name]["rd_operations"] + stats[name]["wr_operations"] for name in names]
 
-    def shutdown(self, timeout=30, how="quit"):
+    def shutdown(self, timeout: float = 30, how: str = "quit") -> None:
         """End QEMU by QMP or by SIGTERM; a crash or a hang on the way out is a ToolError.
 
         If SIGTERM does not end it, what its threads do is noted in a file, if there is gdb.
@@ -176,11 +191,13 @@ class Guest:
         qemu, self._qemu = self._qemu, None
         try:
             if how == "SIGTERM":
-                os.kill(qemu.pid, signal.SIGTERM)
+                pid = qemu.pid
+                assert pid
+                os.kill(pid, signal.SIGTERM)
                 try:
                     qemu.wait(timeout)
                 except subprocess.TimeoutExpired:
-                    self._note_stacks(qemu.pid)
+                    self._note_stacks(pid)
                     raise
                 qemu.ended()
             else:
@@ -190,7 +207,7 @@ class Guest:
             if not isinstance(e, Exception):
                 raise
         finally:
-            self._job.close()
+            self._channel.close()
         code = qemu.code
         if code == -9:
             raise Hang(f"{self.label}: QEMU did not end within {timeout} s of `{how}` "
@@ -198,13 +215,13 @@ class Guest:
         if code:
             raise ToolError(f"{self.label}: QEMU ended with {code}; {self._said()}")
 
-    def _note_stacks(self, pid):
+    def _note_stacks(self, pid: int) -> None:
         with open(self.log_dir / f"{self.label}.stacks", "w") as out, \
                 contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(["gdb", "-p", str(pid), "-batch", "-ex", "thread apply all bt"],
                            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, timeout=60)
 
-    def kill(self):
+    def kill(self) -> None:
         """End QEMU whatever state it is in; never fails."""
         qemu, self._qemu = self._qemu, None
         if qemu:
@@ -212,7 +229,7 @@ class Guest:
         if self._job:
             self._job.close()
 
-    def reset(self, timeout=60, paused=False):
+    def reset(self, timeout: float = 60, paused: bool = False) -> None:
         """Push the reset button, perhaps while the guest is paused, and wait until it takes jobs again."""
         with self.paused() if paused else contextlib.nullcontext():
             self._press_reset()
@@ -220,20 +237,20 @@ class Guest:
         self.qmp("set-action", reboot="shutdown")   # not before: SeaBIOS resets a second time
 
     @contextlib.contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """The guest does not run meanwhile."""
         self.qmp("stop")
         yield
         self.qmp("cont")
 
-    def _press_reset(self):
+    def _press_reset(self) -> None:
         self.qmp("set-action", reboot="reset")      # -no-reboot is for a guest that panics
         self.qmp("system_reset")
         self.wait_event("RESET", match={"data": {"reason": "host-qmp-system-reset"}})
         self._receive_rest()
         self._buffer = b""                          # what was said before the reset
 
-    def migrate(self, path, timeout=60, patience=5):
+    def migrate(self, path: pathlib.Path, timeout: float = 60, patience: float = 5) -> None:
         """Go on in another QEMU, by way of a file; what runs in the guest goes on there.
 
         A guest that makes memory dirty faster than it is saved is stopped after some seconds.
@@ -241,11 +258,11 @@ class Guest:
         self.save(path, timeout, patience)
         self.resume(path, timeout)
 
-    def save(self, path, timeout=60, patience=5):
+    def save(self, path: pathlib.Path, timeout: float = 60, patience: float = 5) -> None:
         """Save the guest to a file and end QEMU."""
         deadline = time.monotonic() + timeout
         # what QEMU has not read of the job channel would be lost with its end
-        while struct.unpack("i", fcntl.ioctl(self._job, termios.TIOCOUTQ, bytes(4)))[0]:
+        while struct.unpack("i", fcntl.ioctl(self._channel, termios.TIOCOUTQ, bytes(4)))[0]:
             if time.monotonic() > deadline:
                 raise self._dead("the guest takes no job")
             time.sleep(.01)
@@ -255,13 +272,13 @@ class Guest:
         self._receive_rest()
         self.shutdown()
 
-    def resume(self, path, timeout=60):
+    def resume(self, path: pathlib.Path, timeout: float = 60) -> None:
         """Start QEMU with the guest that save() has saved."""
         self.start(f"exec:cat {shlex.quote(str(path))}")
         self._wait_migrated(time.monotonic() + timeout)
         self.qmp("cont")
 
-    def _wait_migrated(self, deadline, stop_at=None):
+    def _wait_migrated(self, deadline: float, stop_at: float | None = None) -> None:
         while (now := self.qmp("query-migrate")).get("status") != "completed":
             if now.get("status") == "failed" or time.monotonic() > deadline:
                 raise self._dead(f"migration: {now.get('error-desc') or now.get('status') or 'nothing came'}")
@@ -273,18 +290,18 @@ class Guest:
     # -- what went wrong
 
     @staticmethod
-    def _tail(path, lines=1):
+    def _tail(path: pathlib.Path, lines: int = 1) -> list[str]:
         try:
             text = path.read_text(errors="replace").replace("\r", "")
         except OSError:
             return []
         return [s for s in text.split("\n") if s.strip()][-lines:]
 
-    def _said(self):
+    def _said(self) -> str:
         last = self._tail(self.qemu_log)
         return f"it said: {last[0]} (log: {self.qemu_log})" if last else f"it said nothing (log: {self.qemu_log})"
 
-    def _dead(self, what):
+    def _dead(self, what: str) -> ToolError:
         """A ToolError that tells whether QEMU lives and what the guest said last."""
         for line in self._tail(self.console, 8):
             print(f"  {self.label}: {line}", file=sys.stderr)
@@ -297,13 +314,14 @@ class Guest:
 
     # -- jobs
 
-    def _receive(self, deadline, what):
+    def _receive(self, deadline: float, what: str) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
             raise self._dead(f"no answer in time from the guest to {what}")
-        self._job.settimeout(left)
+        self._channel.settimeout(left)
+        data: bytes | None
         try:
-            data = self._job.recv(1 << 16)
+            data = self._channel.recv(1 << 16)
         except socket.timeout:
             data = None
         except OSError:
@@ -312,22 +330,22 @@ class Guest:
             raise self._dead(f"the guest went away during {what}")
         self._buffer += data or b""
 
-    def _receive_rest(self):
+    def _receive_rest(self) -> None:
         """What has come already, up to the last byte."""
-        self._job.settimeout(0)
+        self._channel.settimeout(0)
         try:
-            while data := self._job.recv(1 << 16):
+            while data := self._channel.recv(1 << 16):
                 self._buffer += data
         except BlockingIOError:
             pass
 
-    def _line(self, deadline, what):
+    def _line(self, deadline: float, what: str) -> str:
         while b"\n" not in self._buffer:
             self._receive(deadline, what)
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode(errors="replace")
 
-    def wait_ready(self, timeout=60):
+    def wait_ready(self, timeout: float = 60) -> None:
         """Wait until the guest's init takes jobs; it needs about 4 s under TCG.
 
         Time in which QEMU's threads wanted a CPU and got none does not count: with ten
@@ -354,20 +372,20 @@ class Guest:
         if chance < 2:
             self.qmp("set-action", reboot="shutdown")
 
-    def _console_size(self):
+    def _console_size(self) -> int:
         try:
             return self.console.stat().st_size
         except OSError:
             return 0
 
-    def _stalls(self, start):
+    def _stalls(self, start: int) -> bool:
         """Whether the guest's kernel has said since then that RCU stalls because a timer does not come."""
         try:
             return b"kthread timer wakeup didn't happen" in self.console.read_bytes()[start:]
         except OSError:
             return False
 
-    def _wait_for_init(self, timeout):
+    def _wait_for_init(self, timeout: float) -> None:
         starved, deadline = self.starved(), time.monotonic() + timeout
         while True:
             try:
@@ -381,7 +399,7 @@ class Guest:
                 starved += more
                 deadline = time.monotonic() + more
 
-    def _scheduled(self, column):
+    def _scheduled(self, column: int) -> dict[int, float]:
         """{thread id: seconds} of QEMU's threads: column 0, on a CPU; 1, waiting for one."""
         found = {}
         for stat in pathlib.Path(f"/proc/{self.pid}/task").glob("*/schedstat"):
@@ -389,11 +407,11 @@ class Guest:
                 found[int(stat.parent.name)] = int(stat.read_text().split()[column]) / 1e9
         return found
 
-    def starved(self):
+    def starved(self) -> float:
         """For how many seconds the thread that fared worst has waited for a CPU."""
         return max(self._scheduled(1).values(), default=0)
 
-    def _watch(self):
+    def _watch(self) -> Callable[[], tuple[dict[int, float], float]]:
         """Look at QEMU's threads from now on.
 
         The function that it returns says which part of the time each has run, or would have but for
@@ -407,14 +425,14 @@ class Guest:
                     for tid in after[0]}, seconds
         return wanted
 
-    def busy(self, seconds):
+    def busy(self, seconds: float) -> list[float]:
         """Which part of this time the IOThread of each disk has run, or would have but for other threads."""
         wanted = self._watch()
         time.sleep(seconds)
         parts = wanted()[0]
         return [parts[self.iothread_tid(n)] for n in range(len(self.disks))]
 
-    def _examine(self):
+    def _examine(self) -> float:
         """Note in a file what QEMU's monitor says of a guest that does not boot; never fails.
 
         Returns which part of the time the busiest vCPU ran, or would have but for other threads.
@@ -429,7 +447,7 @@ class Guest:
         with open(self.log_dir / f"{self.label}.hang", "w") as out:
             for command in commands:
                 try:
-                    said = self._qemu.qmp("human-monitor-command", command_line=command)
+                    said = self._monitor.qmp("human-monitor-command", command_line=command)
                 except Exception as e:
                     said = {"return": f"no answer ({type(e).__name__})"}
                 print(f"== {command}\n{said.get('return', said)}", file=out)
@@ -439,18 +457,18 @@ class Guest:
                 print(f"{'vCPU' if tid in vcpus else 'thread'} {tid}: {part:.0%} of {seconds:.1f} s", file=out)
         return max((wanted.get(tid, 0) for tid in vcpus), default=0)
 
-    def begin(self, command):
+    def begin(self, command: str) -> str:
         """Start a shell script in the guest; finish() has its result. One at a time."""
         job = secrets.token_hex(8)
         script = base64.b64encode(command.encode()).decode()
         try:
-            self._job.settimeout(30)
-            self._job.sendall(f"run {job} {script}\n".encode())
+            self._channel.settimeout(30)
+            self._channel.sendall(f"run {job} {script}\n".encode())
         except OSError as e:
             raise self._dead("the guest takes no job") from e
         return job
 
-    def finish(self, job, timeout=60):
+    def finish(self, job: str, timeout: float = 60) -> tuple[int, str]:
         """(exit status, output of both streams) of the job that begin() returned."""
         deadline = time.monotonic() + timeout
         while True:
@@ -467,11 +485,11 @@ class Guest:
                 raise self._dead("the guest's answer came damaged")
             return int(m[2]), output.decode(errors="replace")
 
-    def run(self, command, timeout=60):
+    def run(self, command: str, timeout: float = 60) -> tuple[int, str]:
         """Run a shell script in the guest: (exit status, output of both streams)."""
         return self.finish(self.begin(command), timeout)
 
-    def check(self, command, timeout=60):
+    def check(self, command: str, timeout: float = 60) -> str:
         """Like run(), but a status other than 0 is a ToolError; returns the output."""
         status, output = self.run(command, timeout)
         if status:
@@ -479,11 +497,12 @@ class Guest:
             raise ToolError(f"{self.label}: {command.split()[0]} failed in the guest with {status}: {last}")
         return output
 
-    def put_file(self, name, text):
+    def put_file(self, name: str, text: str) -> None:
+        """Write a file in the guest."""
         data = base64.b64encode(text.encode()).decode()
         self.check(f"echo {data} | base64 -d >{shlex.quote(name)}")
 
-    def disk(self, n=0):
+    def disk(self, n: int = 0) -> tuple[str, str]:
         """(device node, virtio name) of disk n in the guest, such as /dev/vda, virtio1."""
         top = f"/sys/bus/pci/devices/0000:00:{FIRST_SLOT + n:02x}.0"
         out = self.check(f"cd {top}/virtio* && pwd -P && find . -path '*/block/*' -prune -print").split()

@@ -30,7 +30,7 @@ def machine_class(library: pathlib.Path) -> type:
     """QEMUMachine, with one thing mended."""
     if str(library) not in sys.path:
         sys.path.insert(0, str(library))
-    from qemu.machine import QEMUMachine        # type: ignore[import]
+    from qemu.machine import QEMUMachine
 
     class Machine(QEMUMachine):
         def _post_launch(self):
@@ -69,13 +69,16 @@ class Qemu:
         return self._machine.exitcode()
 
     def qmp(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Its answer to a QMP command, which may be an error."""
         return self._machine.qmp(command, **arguments)
 
-    def wait_event(self, name: str, timeout: float, match: dict | None) -> Any:
+    def wait_event(self, name: str, timeout: float, match: dict[str, Any] | None) -> Any:
+        """The next QMP event of that name; match is a part that its dict must have."""
         # an int would mean: for ever
         return self._machine.event_wait(name, float(timeout), match)
 
     def events(self) -> list[dict[str, Any]]:
+        """The QMP events that nobody has waited for."""
         return self._machine.get_qmp_events()
 
     def wait(self, timeout: float) -> int:
@@ -87,9 +90,11 @@ class Qemu:
         self._machine.wait()
 
     def quit(self, timeout: float) -> None:
+        """End it by QMP, or kill it after that time."""
         self._machine.shutdown(timeout=timeout)
 
     def kill_running(self) -> None:
+        """Kill it, unless it has ended."""
         if self._machine.is_running():
             self._machine.kill()
 

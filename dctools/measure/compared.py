@@ -22,7 +22,8 @@ def check_given(qemu_a: str, qemu_b: str) -> None:
 def own_disk(name: str, writes: bool, write_ok: bool, rw: str = "") -> str:
     """The real path of DISK=, after checks that it can be used the way it will be.
 
-    With rw, a workload that writes without WRITE_OK=1 is refused and called that; without rw the disk is read-only then.
+    With rw, a workload that writes without WRITE_OK=1 is refused and called that.
+    Without rw the disk is read-only then.
     """
     path = pathlib.Path(name).resolve()
     try:
@@ -51,6 +52,7 @@ def own_disk(name: str, writes: bool, write_ok: bool, rw: str = "") -> str:
 
 @dataclasses.dataclass
 class Binary:
+    """A QEMU, and what identifies it."""
     label: str
     path: str
     version: str = ""
@@ -77,7 +79,8 @@ def binaries(qemu_a: str, qemu_b: str, stack: str) -> list[Binary]:
 def host() -> dict[str, object]:
     """What it is measured on."""
     # a name such as "AMD EPYC" is that of several generations
-    cpu = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M))
+    cpu = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.*)$",
+                          pathlib.Path("/proc/cpuinfo").read_text(), re.M))
     name = cpu.get("model name", platform.machine())
     if "cpu family" in cpu and "model" in cpu:
         name += f", family {cpu['cpu family']}, model {cpu['model']}"

@@ -6,6 +6,8 @@ import pathlib
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dctools import build, common, guest, series
 from dctools.common import ToolError, progress
@@ -15,19 +17,22 @@ from dctools.process import run
 BENCH = "tests/bench/defer-call-bench"
 CALLS = [0, 1, 8, 64, 1024]
 ROUNDS = (10, 20)       # as many digits each, so that printing them costs the same
-WAYS = {"defer_call()": [], "linear search": ["-l"]}
+WAYS: dict[str, list[str]] = {"defer_call()": [], "linear search": ["-l"]}
 FEW, MANY, GROWTH = 8, 1024, 1.5    # a call among MANY may cost GROWTH times one among FEW
 # Called by the IOThread once per request, in all releases
 PER_REQUEST = "virtqueue_push"
 DUMP_EACH = 3_000_000   # basic blocks, which are some hundred requests
 
+Costs = tuple[float, float | None, float | None]        # of a section, of a call, of the same call again
 
-def need_valgrind():
+
+def need_valgrind() -> None:
+    """A ToolError if there is none."""
     if not shutil.which("valgrind"):
         raise ToolError("valgrind is missing; run `make install`, or install the Debian package valgrind")
 
 
-def valgrind(said, *cmd):
+def valgrind(said: str, *cmd: Any) -> int:
     """Run cmd under valgrind; the number that it prints where `said` has its group."""
     need_valgrind()
     text = run(["valgrind", "--command-line-only=yes", "--log-fd=1", *cmd])
@@ -36,7 +41,7 @@ def valgrind(said, *cmd):
     return int(m[1].replace(",", ""))
 
 
-def section(binary, calls, *args):
+def section(binary: pathlib.Path, calls: int, *args: str) -> float:
     """Instructions for a section with that many calls."""
     # from main() on: before it, the dynamic linker's work differs from run to run
     counts = [valgrind(r"Collected : (\d+)", "--tool=callgrind", "--callgrind-out-file=/dev/null",
@@ -48,7 +53,7 @@ def section(binary, calls, *args):
     return cost
 
 
-def costs(binary, way, calls):
+def costs(binary: pathlib.Path, way: str, calls: int) -> Costs:
     """Instructions: the whole section, its share for a call, and for deferring one call again."""
     once = section(binary, calls, *WAYS[way])
     if not calls:
@@ -56,20 +61,23 @@ def costs(binary, way, calls):
     return once, once / calls, (section(binary, calls, "-d", *WAYS[way]) - once) / calls
 
 
-def allocations(binary):
+def allocations(binary: pathlib.Path) -> dict[int, list[int]]:
     """{calls: the program's heap allocations with either number of rounds}"""
     return {n: [valgrind(r"total heap usage: ([\d,]+) allocs", binary, "-n", n, "-r", r, "-d") for r in ROUNDS]
             for n in CALLS}
 
 
-def judge_growth(few, many):
+def judge_growth(few: Costs, many: Costs) -> None:
+    """A ToolError if a call costs too much more among many calls than among few."""
     for what, a, b in zip(["a call", "a duplicate"], few[1:], many[1:]):
+        assert a is not None and b is not None
         if b > GROWTH * a:
             raise ToolError(f"{what} costs {b:.0f} instructions among {MANY} calls, {b / a:.1f} times "
                             f"the {a:.0f} among {FEW}; {GROWTH} times are allowed")
 
 
-def judge_allocations(counts):
+def judge_allocations(counts: Mapping[int, Sequence[int]]) -> None:
+    """A ToolError if sections after the first allocate memory."""
     for calls, (a, b) in counts.items():
         if a != b:
             raise ToolError(f"{calls} calls: {a} allocations in {ROUNDS[0]} rounds, {b} in {ROUNDS[1]}")
@@ -78,16 +86,18 @@ def judge_allocations(counts):
         raise ToolError("valgrind did not count the allocations of the warm-up round")
 
 
-def check_growth(binary, way):
+def check_growth(binary: pathlib.Path, way: str) -> None:
+    """A ToolError if a call costs more the more calls there are."""
     judge_growth(costs(binary, way, FEW), costs(binary, way, MANY))
 
 
-def check_allocations(binary):
+def check_allocations(binary: pathlib.Path) -> None:
+    """A ToolError if sections after the first allocate memory."""
     judge_allocations(allocations(binary))
 
 
-def table(found):
-    """found: {(way, calls): costs()}"""
+def table(found: Mapping[tuple[str, int], Costs]) -> str:
+    """Lines for the person, of {(way, calls): costs()}."""
     lines = ["      " + "".join(f"{way:^34}" for way in WAYS).rstrip(),
              "calls" + f"{'section':>12}{'per call':>10}{'duplicate':>11} " * len(WAYS)]
     for n in CALLS:
@@ -97,14 +107,16 @@ def table(found):
     return "\n".join(line.rstrip() for line in lines)
 
 
-def read_dump(text):
+def read_dump(text: str) -> tuple[int, int]:
     """(instructions, calls of PER_REQUEST) of a file of callgrind's, which names a function once and then by number."""
+    total = re.search(r"^totals: (\d+)$", text, re.M)
+    assert total
     number = re.search(rf"fn=\((\d+)\) {PER_REQUEST}$", text, re.M)
     calls = re.findall(rf"^cfn=\({number[1]}\).*\ncalls=(\d+)", text, re.M) if number else []
-    return int(re.search(r"^totals: (\d+)$", text, re.M)[1]), sum(map(int, calls))
+    return int(total[1]), sum(map(int, calls))
 
 
-def per_request(dumps):
+def per_request(dumps: Sequence[tuple[int, int]]) -> float:
     """Instructions of the IOThread per request, from read_dump() of its dumps in their order."""
     found = [(n, calls) for n, calls in dumps if calls]
     if len(found) < 3:
@@ -114,7 +126,7 @@ def per_request(dumps):
     return instructions / requests
 
 
-def io_cost(binary, image, p):
+def io_cost(binary: pathlib.Path, image: generator.Image, p: plan.Parameters) -> float:
     """Instructions of the IOThread for a request by itself."""
     need_valgrind()
     with tempfile.TemporaryDirectory() as directory:
@@ -124,10 +136,10 @@ def io_cost(binary, image, p):
         script = (f'exec valgrind --tool=callgrind --fair-sched=yes --separate-threads=yes --log-file={out}.log '
                   f'--dump-every-bb={DUMP_EACH} --callgrind-out-file={out} "{binary}" "$@"')
         with generator.wrapped(script) as wrapper:
-            generator.run_load([*generator.command(wrapper, p.configs[0], p, image, 1), "--kick", "qtest", "--verify", "none"],
-                          300)
+            generator.run_load([*generator.command(wrapper, p.configs[0], p, image, 1), "--kick", "qtest",
+                                "--verify", "none"], 300)
         # files are callgrind.DUMP-THREAD
-        threads = {}
+        threads: dict[str, list[tuple[int, int]]] = {}
         for f in sorted(out.parent.glob("callgrind.*-*"), key=lambda f: int(f.name.split(".")[1].split("-")[0])):
             threads.setdefault(f.name.rpartition("-")[2], []).append(read_dump(f.read_text()))
         busy = [dumps for dumps in threads.values() if any(calls for _, calls in dumps)]
@@ -136,9 +148,9 @@ def io_cost(binary, image, p):
         return per_request(busy[0])
 
 
-def io_costs(stack):
-    """{engine: (base, series)}"""
-    found = {}
+def io_costs(stack: str) -> dict[str, list[float]]:
+    """{engine: [base, series]}"""
+    found: dict[str, list[float]] = {}
     for aio in guest.AIO:
         p = plan.parameters(plan.Options(aio=(aio,), iodepth=(1,), queues=(1,), event_idx=("on",), irq=("each",),
                                          wait=("irq",), storage=("fast",), main=("driver",), seconds=8))
@@ -151,7 +163,8 @@ def io_costs(stack):
     return found
 
 
-def io_table(found):
+def io_table(found: Mapping[str, Sequence[float]]) -> str:
+    """Lines for the person, of io_costs()."""
     lines = [f"{'IOThread, per request at depth 1':34}{'base':>8}{'series':>9}"]
     lines += [f"{aio:34}{a:8,.0f}{b:9,.0f}{b - a:+8,.0f}{(b / a - 1):+8.1%}" for aio, (a, b) in found.items()]
     return "\n".join(lines)

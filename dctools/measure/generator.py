@@ -13,11 +13,15 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from dctools import common, guest, process
 from dctools.common import ToolError
+from dctools.measure.plan import Config, Parameters
 
+T = TypeVar("T")
+Raw = dict[str, Any]    # what loadgen prints
 SOURCES = common.ROOT / "loadgen"
 IMAGE_MIB = 64
 DISK_MIB = 256
@@ -37,6 +41,7 @@ def program() -> pathlib.Path:
 
 @functools.cache
 def compiled(output: pathlib.Path) -> pathlib.Path:
+    """The program there, looked at once in a process."""
     compile_c(sorted(SOURCES.glob("*.c")), output, [])
     return output
 
@@ -54,20 +59,22 @@ def compile_c(sources: Sequence[pathlib.Path], output: pathlib.Path, arguments: 
 
 @dataclasses.dataclass
 class Image:
+    """What the disk of a load generator is."""
     path: str
     direct: bool
     verify: str         # what is verified: "all", a number of blocks, "none"
 
 
 @contextlib.contextmanager
-def images(p):
-    """(storage, engine) -> Image, for the configurations of the plan.
+def images(p: Parameters) -> Iterator[dict[tuple[str, str], Image]]:
+    """{(storage, engine): Image}, for the configurations of the plan.
 
     "fast" answers at once: for native and threads a file in memory (a memfd is
     tmpfs), for io_uring, which hands tmpfs to worker threads, one in the page cache.
     """
-    fill, found, fds = program(), {}, []
-    directory = place()
+    fill, directory = program(), place()
+    found: dict[tuple[str, str], Image] = {}
+    fds: list[int] = []
     wanted = {(c.storage, c.aio) for c in p.configs}
 
     def filled(path):
@@ -104,14 +111,15 @@ def images(p):
             os.close(fd)
 
 
-def placement(config, cpus):
-    arguments = ["--driver-cpu", cpus["driver"], "--iothread-cpu", cpus["iothread"]]
+def placement(config: Config, cpus: Mapping[str, int | None]) -> list[Any]:
+    """loadgen's arguments for the CPU of each thread."""
+    arguments: list[Any] = ["--driver-cpu", cpus["driver"], "--iothread-cpu", cpus["iothread"]]
     if config.main == "irqfd":
         return arguments + ["--irqfd", "on", "--main-cpu", cpus["driver"]]
     return arguments + ["--main-cpu", cpus[config.main]]
 
 
-def command(binary, config, p, image, seed):
+def command(binary: pathlib.Path | str, config: Config, p: Parameters, image: Image, seed: int) -> list[str]:
     """loadgen's command line for one sample."""
     return [str(a) for a in [
         program(), "--qemu", binary, "--image", image.path, "--aio", config.aio,
@@ -119,52 +127,55 @@ def command(binary, config, p, image, seed):
         "--event-idx", config.event_idx, "--irq", config.irq, "--wait", config.wait,
         *placement(config, p.cpus), "--reaction-us", p.reaction_us, "--jitter", p.jitter, "--batch", p.batch,
         "--poll-max-ns", p.poll_max_ns, "--indirect", p.indirect, "--rw", p.rw, "--bs", p.bs,
-        "--machine", p.machine, "--seconds", p.seconds, "--min-ios", p.min_ios, "--warmup", WARM_UP, "--count-seconds", COUNT,
-        "--verify", image.verify, "--seed", seed]]
+        "--machine", p.machine, "--seconds", p.seconds, "--min-ios", p.min_ios, "--warmup", WARM_UP,
+        "--count-seconds", COUNT, "--verify", image.verify, "--seed", seed]]
 
 
 class TryAgain(ToolError):
-    """The next one will do."""
+    """This process could not measure; another one will."""
 
 
 class Load:
     """One load generator. It ends its QEMU whatever happens to it."""
 
-    def __init__(self, arguments, timeout):
+    def __init__(self, arguments: Sequence[str], timeout: float) -> None:
         self.timeout = timeout
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=self.errors, bufsize=0, start_new_session=True)
+        assert self.process.stdin and self.process.stdout
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
-    def __enter__(self):
+    def __enter__(self) -> "Load":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait()
-        for file in (self.process.stdin, self.process.stdout, self.errors):
+        for file in (self.stdin, self.stdout, self.errors):
             file.close()
 
-    def said(self):
+    def said(self) -> bytes:
         """What it says next; nothing when it has ended."""
-        if not select.select([self.process.stdout], [], [], self.timeout)[0]:
+        if not select.select([self.stdout], [], [], self.timeout)[0]:
             raise ToolError(f"loadgen said nothing for {self.timeout:.0f} s")
-        return self.process.stdout.read(65536)
+        return self.stdout.read(65536)
 
-    def turn(self):
+    def turn(self) -> None:
         """Let it measure."""
         with contextlib.suppress(BrokenPipeError):      # result() will tell why
-            self.process.stdin.write(b"\n")
+            self.stdin.write(b"\n")
 
-    def wait_idle(self):
+    def wait_idle(self) -> None:
+        """Wait until it has measured its turn, or is ready for the first."""
         said = self.said()
         if not said:
             self.result()       # knows why
         if said != b"idle\n":
             raise ToolError(f"loadgen should be idle, but says: {said[:200]!r}")
 
-    def result(self):
+    def result(self) -> Raw:
         """What it has measured, at its end."""
         text = b"".join(iter(self.said, b""))
         if self.process.wait():
@@ -178,18 +189,17 @@ class Load:
             raise ToolError(f"loadgen gave no JSON, but: {text[:200]!r}") from e
 
 
-def again(what):
+def again(what: Callable[[], T]) -> T:
     """what(), up to twice more if loadgen asks for it."""
-    for last in (False, False, True):
+    for _ in range(2):
         try:
             return what()
         except TryAgain as e:
-            if last:
-                raise
             common.progress(f"{e}; nothing was measured, trying again")
+    return what()
 
 
-def run_load(arguments, timeout):
+def run_load(arguments: Sequence[str], timeout: float) -> Raw:
     """Run loadgen to its end; what it prints."""
     def once():
         with Load(arguments, timeout) as load:
@@ -197,12 +207,13 @@ def run_load(arguments, timeout):
     return again(once)
 
 
-def run_turns(arguments, order, timeout):
+def run_turns(arguments: Mapping[str, Sequence[str]], order: Sequence[Sequence[str]], timeout: float) -> dict[str, Raw]:
     """One loadgen of each role, measured in turns; what they print.
 
     arguments: role -> command line. order: the roles of each turn, of which the last is
     the one that counts system calls.
     """
+    results = {}
     with contextlib.ExitStack() as stack:
         def idle(role):
             load = stack.enter_context(Load([*arguments[role], "--turns", str(len(order) - 1)], timeout))
@@ -213,14 +224,13 @@ def run_turns(arguments, order, timeout):
             for role in turn:
                 loads[role].turn()
                 loads[role].wait_idle()
-        results = {}
         for role in order[-1]:
             loads[role].turn()
             results[role] = loads[role].result()
-        return results
+    return results
 
 
-def kept(run):
+def kept(run: Callable[[], dict[str, Raw]]) -> dict[str, Raw]:
     """What is kept of run()'s results, with the CPUs that other processes took meanwhile."""
     def machine():
         ticks = [int(n) for n in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
@@ -240,24 +250,25 @@ def kept(run):
     return results
 
 
-def patience(p):
+def patience(p: Parameters) -> float:
     """Seconds after which a silent loadgen is no use."""
     return p.seconds * 3 + 120
 
 
-def sample(binary, config, p, image, seed):
+def sample(binary: pathlib.Path | str, config: Config, p: Parameters, image: Image, seed: int) -> Raw:
     """One fresh process by itself."""
     return kept(lambda: {"": run_load(command(binary, config, p, image, seed), patience(p))})[""]
 
 
-def compare(binaries, config, p, image, seed, order):
+def compare(binaries: Mapping[str, str], config: Config, p: Parameters, image: Image, seed: int,
+            order: Sequence[Sequence[str]]) -> dict[str, Raw]:
     """A fresh process for each role, of {role: binary}."""
     arguments = {role: command(binary, config, p, image, seed) for role, binary in binaries.items()}
     return kept(lambda: run_turns(arguments, order, patience(p)))
 
 
 @contextlib.contextmanager
-def wrapped(script):
+def wrapped(script: str) -> Iterator[str]:
     """A shell script in place of QEMU."""
     with tempfile.TemporaryDirectory() as directory:
         wrapper = pathlib.Path(directory) / "qemu-wrapped"

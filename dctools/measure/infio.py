@@ -15,6 +15,8 @@ import pathlib
 import random
 import re
 import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 from dctools import common, fio, guest, options
 from dctools.common import ToolError
@@ -27,10 +29,13 @@ RW = ["read", "write", "randread", "randwrite", "rw", "readwrite", "randrw",
 DISK_MIB = 512
 WARM_UP = 0.5           # seconds of fio in each guest before anything is counted
 
+Runs = Generator[tuple[str, dict[str, Any]], None, None]        # (engine, raw result), as they are measured
+
 
 # -- parameters ----------------------------------------------------------------
 
 def block_size(text: str) -> str:
+    """The same text, if it is a block size that fio can use."""
     options.size(text, 16)
     return text
 
@@ -49,7 +54,7 @@ def own_job(name: str) -> str:
                          f"write filename=${{DISK}}")
     if re.search(r"^\s*ramp_time\s*=", text, re.M):
         raise ValueError("leave ramp_time out; the counts per I/O take in all of the "
-                         f"run, and the guest is warmed up before it")
+                         "run, and the guest is warmed up before it")
     return text
 
 
@@ -75,6 +80,7 @@ class Workload:
 
     @property
     def writes(self) -> bool:
+        """Whether fio may write; nobody knows of a job file of the person's own."""
         return bool(self.fio_job) or bool(re.search("write|rw|trim", self.rw))
 
     @property
@@ -94,7 +100,7 @@ def checked(p: Workload) -> Workload:
     return dataclasses.replace(p, seed=random.SystemRandom().randrange(1 << 31) if p.seed is None else p.seed)
 
 
-def our_disk():
+def our_disk() -> str:
     """A file with data in all of it: reads of a hole would never reach the disk."""
     path = common.settings.build / "bench" / "disk.raw"
     if not path.is_file() or path.stat().st_size != DISK_MIB << 20:
@@ -111,10 +117,10 @@ def our_disk():
     return str(path)
 
 
-def plan(p):
-    """The order of all processes and of the engines within them, fixed beforehand."""
+def plan(p: Workload) -> list[tuple[int, str, list[str]]]:
+    """The order of all processes and of the engines within them, fixed beforehand: [(pair, role, engines)]."""
     rng = random.Random(p.seed)
-    rounds = []
+    rounds: list[tuple[int, str, list[str]]] = []
     for pair in range(1, p.pairs + 1):
         engines = rng.sample(p.aio, len(p.aio))
         rounds += [(pair, role, engines) for role in rng.sample(ROLES, len(ROLES))]
@@ -123,7 +129,7 @@ def plan(p):
 
 # -- one process ---------------------------------------------------------------
 
-def job_file(p, device, runtime):
+def job_file(p: Workload, device: str, runtime: float) -> str:
     """The fio job; ours, or the person's with the disk's name put before it."""
     if p.fio_job:
         return f"[global]\nfilename={device}\n{p.fio_job}"
@@ -133,7 +139,7 @@ def job_file(p, device, runtime):
                       "time_based", f"runtime={round(runtime * 1000)}ms", ""])
 
 
-def counters(pid, tid):
+def counters(pid: int | None, tid: int) -> dict[str, float]:
     """What the kernel has counted for one thread, and for the machine as a whole."""
     task = pathlib.Path(f"/proc/{pid}/task/{tid}")
     io = dict(line.split(": ") for line in (task / "io").read_text().splitlines())
@@ -147,7 +153,7 @@ def counters(pid, tid):
             "qemu_cpu_s": (int(own[11]) + int(own[12])) / tick}
 
 
-def warm_up(vm, n, p):
+def warm_up(vm: guest.Guest, n: int, p: Workload) -> None:
     """Let TCG translate the I/O path of the guest before anything is counted."""
     device, _ = vm.disk(n)
     if p.fio_job:           # not twice, if it writes
@@ -157,7 +163,7 @@ def warm_up(vm, n, p):
         vm.check("fio --output=/dev/null /tmp/warm.fio")
 
 
-def run_fio(vm, n, p):
+def run_fio(vm: guest.Guest, n: int, p: Workload) -> dict[str, Any]:
     """Run fio on disk n of the guest; raw results and counters around it."""
     device, virtio = vm.disk(n)
     tid = vm.iothread_tid(n)
@@ -181,7 +187,8 @@ def run_fio(vm, n, p):
             "counters": {"before": before, "after": after}}
 
 
-def run_process(binary, engines, p, disk, label, log_dir):
+def run_process(binary: compared.Binary, engines: Sequence[str], p: Workload, disk: str, label: str,
+                log_dir: pathlib.Path) -> Runs:
     """One fresh QEMU process: yields (engine, raw result) as they are measured."""
     disks = [guest.Disk(disk, aio=engine, queues=p.queues, event_idx=p.event_idx,
                         read_only=p.read_only, locking=p.read_only or n == 0)
@@ -195,7 +202,8 @@ def run_process(binary, engines, p, disk, label, log_dir):
 
 # -- all of them ---------------------------------------------------------------
 
-def measure(p, both, disk, out, run=run_process):
+def measure(p: Workload, both: Sequence[compared.Binary], disk: str, out: pathlib.Path,
+            run: Callable[..., Runs] = run_process) -> None:
     """Run the plan; each result is on disk before the next begins."""
     rounds = plan(p)
     total = len(rounds) * len(p.aio)
@@ -216,7 +224,7 @@ def measure(p, both, disk, out, run=run_process):
                                 f"{int(left) // 60}:{int(left) % 60:02} left")
 
 
-def bench(p: Workload, run=run_process) -> None:
+def bench(p: Workload, run: Callable[..., Runs] = run_process) -> None:
     """Measure, and show what was measured, even if that was interrupted."""
     p = checked(p)
     stack = common.stack_name()
@@ -233,7 +241,7 @@ def bench(p: Workload, run=run_process) -> None:
         "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}"})
     common.progress(f"{p.pairs} pairs x {len(p.aio)} engines x (base, base again, series), "
                     f"{p.runtime:g} s each, seed {p.seed}; results in {out}")
-    stopped = None
+    stopped: BaseException | None = None
     try:
         measure(p, both, disk, out, run)
     except (KeyboardInterrupt, ToolError) as e:

@@ -3,12 +3,15 @@
 
 import dataclasses
 import os
+import pathlib
 import random
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from dctools.common import ToolError
-from dctools.measure.generator import SOURCES, command, compile_c, images, place, run_load, sample, wrapped
-from dctools.measure.plan import Options, parameters
+from dctools.measure.generator import SOURCES, Image, command, compile_c, images, place, run_load, sample, wrapped
+from dctools.measure.plan import Options, Parameters, parameters
 from dctools.report.loadgen import PER_BATCH, metrics
 from dctools.report.results import ratio_text
 from dctools.report.statistics import paired
@@ -20,20 +23,22 @@ BATCHES = SOURCES / "preload" / "batches.c"
 BATCH_LIMITS = [(0, 0, 32), (4, 0, 4), (0, 4, 4), (8, 4, 4), (4, 8, 4)]
 
 
-def _small(**kw):
+def _small(**kw: Any) -> Parameters:
     """Parameters of a short run whose counts do not depend on the machine.
 
     One request at a time and no EVENT_IDX: a notification for each, however late
     the driver is.
     """
-    small = {"pairs": 3, "seconds": .3, "seed": 1, "aio": ("threads",), "iodepth": (1,), "queues": (1,),
-             "event_idx": ("off",), "irq": ("each",), "storage": ("fast",), "main": ("irqfd",), "min_ios": 3000}
+    small: dict[str, Any] = {
+        "pairs": 3, "seconds": .3, "seed": 1, "aio": ("threads",), "iodepth": (1,), "queues": (1,),
+        "event_idx": ("off",), "irq": ("each",), "storage": ("fast",), "main": ("irqfd",), "min_ios": 3000}
     return parameters(Options(**{**small, **kw}))
 
 
-def _writes(p, found, binaries):
+def _writes(p: Parameters, found: dict[tuple[str, str], Image],
+            binaries: Sequence[pathlib.Path | str]) -> dict[str, Any]:
     """Ratio of write(2) per I/O, second binary to first, and the interval over the pairs."""
-    values = [[], []]
+    values: tuple[list[float], list[float]] = [], []
     config = p.configs[0]
     image = found[config.storage, config.aio]
     for pair in range(p.pairs):
@@ -42,7 +47,7 @@ def _writes(p, found, binaries):
     return paired(*values)
 
 
-def check_same(binary):
+def check_same(binary: pathlib.Path | str) -> None:
     """A/A: one binary against itself shows no difference."""
     p = _small()
     with images(p) as found:
@@ -51,7 +56,7 @@ def check_same(binary):
         raise ToolError(f"a binary against itself: write(2) per I/O {ratio_text(r)}, 1 expected")
 
 
-def check_batches(binary, limits=BATCH_LIMITS):
+def check_batches(binary: pathlib.Path | str, limits: Sequence[tuple[int, int, int]] = BATCH_LIMITS) -> None:
     """Linux AIO submits as many requests at once as aio-max-batch lets it, and no more."""
     p = _small(aio=("native",), iodepth=(64,), irq=("batch",), wait=("irq",))
     config = p.configs[0]
@@ -75,7 +80,7 @@ MOST_SUBMITTED="{most}" LD_PRELOAD="{shim}" exec "{binary}" "$@"'''
             raise ToolError(f"aio-max-batch={iothread}, of the file {file}: {got} requests at once, {wanted} expected")
 
 
-def check_slowed(binary):
+def check_slowed(binary: pathlib.Path | str) -> None:
     """A binary with an extra write for each notification is found."""
     p = _small()
     shim = place() / "doublewrite.so"
@@ -86,7 +91,7 @@ def check_slowed(binary):
         raise ToolError(f"a doubled write was not found: write(2) per I/O {ratio_text(r)}, 2 expected")
 
 
-def check_wraps(binary):
+def check_wraps(binary: pathlib.Path | str) -> None:
     """No notification is lost while the used index wraps: the driver takes nothing without an interrupt."""
     p = _small(aio=("native", "io_uring"), iodepth=(7, 64), event_idx=("on",), irq=("each", "batch"), wait=("irq",),
                min_ios=WRAPS << 16)
@@ -97,7 +102,7 @@ def check_wraps(binary):
                 raise ToolError(f"{config}: {done} requests, {WRAPS << 16} were wanted")
 
 
-def check_writes(binary, most=PER_BATCH):
+def check_writes(binary: pathlib.Path | str, most: float = PER_BATCH) -> None:
     """There are few notifications for a batch of completions that a waiting driver finds.
 
     A machine with more to do makes more of them, not fewer, so one of three runs will do.
@@ -114,7 +119,7 @@ def check_writes(binary, most=PER_BATCH):
                 raise ToolError(f"{config}: {seen:.2f} write(2) per batch of completions, {most} allowed")
 
 
-def trace_events(trace):
+def trace_events(trace: str) -> str:
     """What a trace says of the virtqueue: U for a used buffer, N for a notification, R for a deferred call.
 
     Up to the last notification; QEMU may have been killed after that.
@@ -126,15 +131,15 @@ def trace_events(trace):
     return events[:events.rfind("N") + 1]
 
 
-def judge_rows(events, event_idx, least=10):
+def judge_rows(events: str, event_idx: bool, least: int = 10) -> None:
     """One deferred call for a row of used buffers; with EVENT_IDX its first buffer does not wait for that.
 
     Without EVENT_IDX the driver always wants to be notified; with it only sometimes, so not each N is there.
     """
     row = "UN?(?:U+RN?)?" if event_idx else "U+RN"
-    good = re.match(f"(?:{row})*", events)[0]
-    if good != events:
-        at = len(good)
+    good = re.match(f"(?:{row})*", events)
+    assert good         # it may be empty
+    if (at := good.end()) < len(events):
         raise ToolError(f"rows of used buffers are not notified of as they should be: "
                         f"{events[max(0, at - 20):at]} and then {events[at:at + 40]}")
     wanted = {"notifications for the first buffer of a row": "UN", "deferred calls": "R"} if event_idx else \
@@ -144,7 +149,7 @@ def judge_rows(events, event_idx, least=10):
             raise ToolError(f"{n} {what}, {least} were wanted")
 
 
-def check_rows(binary, event_idx):
+def check_rows(binary: pathlib.Path | str, event_idx: str) -> None:
     """A driver gets one notification for a row of used buffers; with EVENT_IDX one more, at once, for the first."""
     p = _small(aio=("native",), iodepth=(16,), event_idx=(event_idx,), irq=("batch" if event_idx == "on" else "each",),
                wait=("irq",))
@@ -156,7 +161,7 @@ def check_rows(binary, event_idx):
     judge_rows(trace_events(trace.read_text(errors="replace")), event_idx == "on")
 
 
-def check_jitter(binary, jitter=True):
+def check_jitter(binary: pathlib.Path | str, jitter: bool = True) -> None:
     """The driver's reaction time varies: some requests take much less than it is, some much more."""
     reaction = 2000
     p = _small(reaction_us=reaction, jitter=jitter, min_ios=300)
@@ -165,11 +170,11 @@ def check_jitter(binary, jitter=True):
         image = dataclasses.replace(found["fast", "threads"], verify="100")
         seen = sample(binary, p.configs[0], p, image, 1)["latency_us"]
     if seen["min"] > reaction / 2 or seen["p99"] < reaction * 1.5:
-        raise ToolError(f"latencies from {seen['min']:.0f} to (p99) {seen['p99']:.0f} us do not vary as a reaction time "
-                        f"from 0 to {2 * reaction} us does")
+        raise ToolError(f"latencies from {seen['min']:.0f} to (p99) {seen['p99']:.0f} us do not vary as a "
+                        f"reaction time from 0 to {2 * reaction} us does")
 
 
-def check_corruption(binary):
+def check_corruption(binary: pathlib.Path | str) -> None:
     """One wrong byte in the image is found, and its sector is named."""
     p = _small(iodepth=(16,), queues=(2,))
     config, sector = p.configs[0], 4711

@@ -8,42 +8,49 @@ import datetime
 import functools
 import json
 import os
+import pathlib
 import random
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
 
 from dctools import build, common, fio, process, relink
 from dctools.common import ToolError
 from dctools.measure import compared
-from dctools.measure.generator import COUNT, WARM_UP, command, compare, images, place
-from dctools.measure.plan import Options, Parameters, limit_key, parameters
+from dctools.measure.generator import COUNT, WARM_UP, Image, Raw, command, compare, images, place
+from dctools.measure.plan import LimitKey, Options, Parameters, limit_key, parameters
 from dctools.report.loadgen import LoadgenResults
 from dctools.report.show import LATEST
 from dctools.report.statistics import ROLES
 
 __all__ = ["Options", "bench_ring", "main"]
+Images = Mapping[tuple[str, str], Image]
+Compare = Callable[..., dict[str, Raw]]         # compare(), or what tests have in place of it
 START_UP = 0.45         # seconds, about, to start QEMU and to verify its data
 LIMIT_RUNS = 3          # of fio on the host, of which the median is shown
 
 
-def plan(p):
+def plan(p: Parameters) -> list[tuple[int, int, list[list[str]]]]:
     """The order of everything, fixed beforehand: [(pair, number of the configuration, roles of each turn)]."""
     rng = random.Random(p.seed)
     return [(pair, n, [rng.sample(ROLES, len(ROLES)) for _ in range(p.turns + 1)])
             for pair in range(1, p.pairs + 1) for n in rng.sample(range(len(p.configs)), len(p.configs))]
 
 
-def write_run(file, data):
+def write_run(file: TextIO, data: dict[str, Any]) -> None:
+    """Write a line of JSON at once."""
     file.write(json.dumps(data, separators=(",", ":")) + "\n")
     file.flush()
 
 
-def left_text(seconds):
+def left_text(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
 @contextlib.contextmanager
-def binaries_of_pairs(p, both):
+def binaries_of_pairs(p: Parameters, both: Sequence[compared.Binary]) -> Iterator[Callable[[int], dict[str, str]]]:
     """A function that gives the binaries of a pair, {role: path}; what it gave before may be gone then."""
     if not p.layouts:
         yield lambda pair: {role: both[role == "series"].path for role in ROLES}
@@ -65,7 +72,8 @@ def binaries_of_pairs(p, both):
         yield linked
 
 
-def measure(p, both, found, out, run=compare):
+def measure(p: Parameters, both: Sequence[compared.Binary], found: Images, out: pathlib.Path,
+            run: Compare = compare) -> None:
     """Run the plan; each result is on disk before the next begins."""
     steps, start = plan(p), time.monotonic()
     with open(out / "runs.jsonl", "w") as file, binaries_of_pairs(p, both) as binaries:
@@ -83,7 +91,7 @@ def measure(p, both, found, out, run=compare):
 
 # -- fio without QEMU ------------------------------------------------------------
 
-def fio_command(p, key, image):
+def fio_command(p: Parameters, key: LimitKey, image: Image) -> list[str]:
     """fio with the same engine, image and depth, on the IOThread's CPU alone."""
     _, aio, depth = key
     rw, _, percent = p.rw.partition(":")
@@ -98,7 +106,7 @@ def fio_command(p, key, image):
             "--time_based", f"--runtime={round(p.seconds * 1000)}ms", "--output-format=json"]
 
 
-def measure_limits(p, found, out):
+def measure_limits(p: Parameters, found: Images, out: pathlib.Path) -> None:
     """IOPS of fio on the host, for each engine, image and depth of the plan."""
     keys = list(dict.fromkeys(limit_key(c) for c in p.configs))
     common.progress(f"the same without QEMU: fio on the host, {len(keys)} x {LIMIT_RUNS} runs")
@@ -110,12 +118,12 @@ def measure_limits(p, found, out):
                 write_run(file, {"key": key, "iops": round(job["read"]["iops"] + job["write"]["iops"], 1)})
 
 
-def bench_ring(p: Parameters, run=compare) -> None:
+def bench_ring(p: Parameters, run: Compare = compare) -> None:
     """Measure, and show what was measured, even if that was interrupted."""
     stack = common.stack_name()
     both = compared.binaries(p.qemu_a, p.qemu_b, stack)
     common.need_space(common.settings.build / "results", 64)
-    stopped, out = None, None
+    stopped: BaseException | None = None
     with images(p) as found:
         out = compared.new_directory("ring-" + ("A-B" if p.qemu_a else stack), LATEST)
         first = p.configs[0]

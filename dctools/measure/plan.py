@@ -23,9 +23,12 @@ CHOICES = {"aio": guest.AIO, "event_idx": ["on", "off"], "irq": ["each", "batch"
 # parallel anyway sees each entry; one that polls wants no interrupt.
 NATURAL_WAIT = {"each": "used", "batch": "irq", "off": "used"}
 
+LimitKey = tuple[str, str, int]         # storage, engine, requests in flight
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+    """What one process is measured with."""
     storage: str
     aio: str
     qd: int
@@ -35,13 +38,14 @@ class Config:
     wait: str
     main: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (f"{self.storage} {self.aio} qd {self.qd} x {self.queues}, event_idx {self.event_idx}, "
                 f"irq {self.irq}" + (", waits for it" if self.wait == "irq" else "") +
                 ("" if self.main == "irqfd" else f", main: {self.main}"))
 
 
 def read_write(text: str) -> str:
+    """The same text, if it is a kind of I/O."""
     m = re.fullmatch(r"read|write|mix:(\d{1,3})", text)
     if not m or int(m[1] or 0) > 100:
         raise ValueError("give read, write or mix:PERCENT_WRITES")
@@ -49,6 +53,7 @@ def read_write(text: str) -> str:
 
 
 def cpu_numbers(text: str) -> tuple[int, ...]:
+    """Two or three CPUs that we may use."""
     known, given = sorted(os.sched_getaffinity(0)), re.split(r"[ ,]+", text.strip())
     if not 2 <= len(given) <= 3 or not all(c.isdigit() and int(c) in known for c in given) \
             or len(set(given)) < len(given):
@@ -59,6 +64,7 @@ def cpu_numbers(text: str) -> tuple[int, ...]:
 
 @dataclasses.dataclass
 class Parameters:
+    """What is measured, with all that the person has left open decided."""
     configs: list[Config]
     pairs: int
     seconds: float      # measured of each process
@@ -91,10 +97,12 @@ class Options:
     iodepth: tuple[int, ...] = options.numbers((1, 4, 16, 64, 256), 1024, "requests in flight of each virtqueue")
     queues: tuple[int, ...] = options.numbers((1, 4), 64, "virtqueues")
     event_idx: tuple[str, ...] = options.words(CHOICES["event_idx"], ("on", "off"), "EVENT_IDX")
-    irq: tuple[str, ...] = options.words(CHOICES["irq"], ("each", "batch", "off"), "when the driver asks for interrupts")
+    irq: tuple[str, ...] = options.words(CHOICES["irq"], ("each", "batch", "off"),
+                                         "when the driver asks for interrupts")
     wait: tuple[str, ...] | None = options.words(CHOICES["wait"], None, "what the driver waits for",
                                                  "irq with batch, else used")
-    main: tuple[str, ...] | None = options.words(CHOICES["main"], None, "QEMU's main thread: stopped, or whose CPU it has",
+    main: tuple[str, ...] | None = options.words(CHOICES["main"], None,
+                                                 "QEMU's main thread: stopped, or whose CPU it has",
                                                  "irqfd, and some of the others")
     rw: str = options.option(read_write, "read", "read, write or mix:PERCENT_WRITES")
     bs: int = options.option(lambda text: options.size(text, 1), 4096, "block size", "4k")
@@ -134,7 +142,8 @@ def quick_plan() -> list[Config]:
 
 def cpu_list() -> list[int]:
     """The CPUs that we may use, one of each core first."""
-    cpus, cores = sorted(os.sched_getaffinity(0)), collections.Counter()
+    cores: collections.Counter[str] = collections.Counter()
+
     def turn(cpu):
         try:
             core = pathlib.Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
@@ -142,7 +151,7 @@ def cpu_list() -> list[int]:
             core = str(cpu)
         cores[core] += 1
         return cores[core]
-    return [cpu for _, cpu in sorted((turn(cpu), cpu) for cpu in cpus)]
+    return [cpu for _, cpu in sorted((turn(cpu), cpu) for cpu in sorted(os.sched_getaffinity(0)))]
 
 
 def full_plan(o: Options, cpus: Sequence[int]) -> list[Config]:
@@ -191,6 +200,6 @@ def parameters(o: Options) -> Parameters:
         qemu_a=o.qemu_a, qemu_b=o.qemu_b)
 
 
-def limit_key(config: Config) -> tuple[str, str, int]:
+def limit_key(config: Config) -> LimitKey:
     """What the host's fio can know of a configuration."""
     return config.storage, config.aio, config.qd * config.queues

@@ -31,19 +31,21 @@ def count_interrupts(lines: Sequence[str], virtio: str) -> int:
     return total
 
 
-def metrics(run: dict) -> dict[str, float]:
+def metrics(run: dict[str, Any]) -> dict[str, float]:
     """The figures of one run, from the raw results in its file."""
     sides = [job[side] for job in run["fio"]["jobs"] for side in ("read", "write", "trim", "mixed")
              if job.get(side, {}).get("total_ios")]
     ios = sum(s["total_ios"] for s in sides)
     if not ios:
         raise ToolError(f"run {run['n']}: fio did no I/O")
-    # Percentiles do not add up; of several jobs in a file of the person's own
-    # the worst is shown. Our own job has one.
+
     def percentile(q):
+        # Percentiles do not add up; of several jobs in a file of the person's own
+        # the worst is shown. Our own job has one.
         found = [s["clat_ns"]["percentile"][q] for s in sides
                  if q in s.get("clat_ns", {}).get("percentile", {})]
         return max(found) / 1000 if found else math.nan
+
     before, after = run["counters"]["before"], run["counters"]["after"]
     interrupts = [count_interrupts(run["interrupts"][t], run["virtio"]) for t in ("before", "after")]
     return {"iops": sum(s["iops"] for s in sides),
@@ -89,7 +91,7 @@ class FioResults(Results):
         if not self.runs:
             raise ToolError(f"{self.directory}: nothing measured, no run-*.json in it")
 
-    def analyse(self) -> dict[str, dict]:
+    def analyse(self) -> dict[str, dict[str, Any]]:
         return {engine: analyse([r for r in self.runs if r["engine"] == engine], self.METRICS)
                 for engine in sorted({r["engine"] for r in self.runs})}
 
@@ -103,8 +105,8 @@ class FioResults(Results):
         p, host = self.info["parameters"], self.info["host"]
         job = "own fio job" if p["fio_job"] else \
             f"{p['rw']} {p['bs']}, iodepth {p['iodepth']}, numjobs {p['numjobs']}, {p['runtime']:g} s"
-        accel = host["accelerator"]
-        accel = "KVM" if accel == "kvm" else "TCG (no hardware virtualisation: the vCPU is the bottleneck)"
+        accel = "KVM" if host["accelerator"] == "kvm" else \
+            "TCG (no hardware virtualisation: the vCPU is the bottleneck)"
         yield f"fio: {job}; disk {self.info['disk']}"
         yield (f"guest: {p['vcpus']} vCPUs, {p['queues']} queues per disk, event_idx "
                f"{'on' if p['event_idx'] else 'off'}, accelerator {accel}")
@@ -175,7 +177,7 @@ class FioResults(Results):
         a, b = self.labels
         tables = "".join(page.table(f"aio={engine}", self.header(), [self.cells(rows, m) for m in self.METRICS])
                          for engine, rows in self.table.items())
-        job: Any = self.info["parameters"]["fio_job"]
+        job = self.info["parameters"]["fio_job"]
         return self.fill_page(f"{a} and {b} ({self.info['stack']})", self.summary(),
                               page.figures(plots.fio(self)), tables, self.runs[0]["command"],
                               f"<h2>fio job</h2><pre>{html.escape(job)}</pre>" if job else "")

@@ -20,12 +20,14 @@ from dctools.report.statistics import ROLES, analyse, middle, stratified, verdic
 PER_BATCH = 1.2         # notifications for a batch of completions that the driver finds when it looks, wanted at most
 
 
-def metrics(run: dict) -> dict[str, float]:
+def metrics(run: dict[str, Any]) -> dict[str, float]:
     """The figures of one run."""
     calls = run["syscalls"]["per_io"]
+
     def of(*names):
         # without tracepoints there is nothing but write and read
         return sum(calls.get(n, 0) for n in names) if run["syscalls"]["source"].startswith("perf") else math.nan
+
     return {"iops": run["iops"], "cpu": run["cpu_ns_per_io"]["iothread"],
             "process_cpu": run["cpu_ns_per_io"]["process"], "writes": run["per_io"]["writes"],
             "per_batch": run["per_io"]["writes"] * run["batches_seen"]["mean"],
@@ -35,9 +37,9 @@ def metrics(run: dict) -> dict[str, float]:
             "polls": of("ppoll", "epoll_wait", "epoll_pwait2")}
 
 
-def limits(directory: pathlib.Path) -> dict[tuple, float]:
+def limits(directory: pathlib.Path) -> dict[tuple[Any, ...], float]:
     """{limit_key(): median IOPS}; empty where fio did not run."""
-    found: dict[tuple, list[float]] = collections.defaultdict(list)
+    found: dict[tuple[Any, ...], list[float]] = collections.defaultdict(list)
     try:
         for line in (directory / "limits.jsonl").read_text().splitlines():
             run = json.loads(line)
@@ -97,7 +99,7 @@ class LoadgenResults(Results):
             raise ToolError(f"{self.directory}: nothing measured, runs.jsonl is empty")
         self.limit = limits(self.directory)
 
-    def analyse(self) -> dict[Config, dict]:
+    def analyse(self) -> dict[Config, dict[str, Any]]:
         table = {}
         for n, config in enumerate(self.info["configs"]):
             mine = [r for r in self.runs if r["config"] == n]
@@ -109,15 +111,16 @@ class LoadgenResults(Results):
 
     @property
     def many(self) -> bool:
+        """Whether there are too many configurations to show each."""
         return len(self.table) > plan.MANY
 
-    def groups(self) -> dict[str, dict]:
+    def groups(self) -> dict[str, dict[str, Any]]:
         """Like table, for all configurations of a storage, engine and EVENT_IDX together."""
-        found: dict[str, list[dict]] = {}
+        found: dict[str, list[dict[str, Any]]] = {}
         for config, rows in self.table.items():
             if config.main == "irqfd":
                 found.setdefault(f"{config.storage} {config.aio}, event_idx {config.event_idx}", []).append(rows)
-        whole: dict[str, dict] = {}
+        whole: dict[str, dict[str, Any]] = {}
         for name, members in found.items():
             if len(members) < 2:
                 continue
@@ -156,7 +159,7 @@ class LoadgenResults(Results):
                if p.get("layouts") else
                "binaries as they were built: where the code lies makes a percent or two, which A/A does not show")
 
-    def limit_text(self, config: Config, rows: dict) -> str | None:
+    def limit_text(self, config: Config, rows: dict[str, Any]) -> str | None:
         """How far QEMU is from what the kernel gives fio with the same engine, image, depth and core."""
         a, b = self.labels
         most = self.limit.get(limit_key(config))
@@ -169,8 +172,10 @@ class LoadgenResults(Results):
         a, b = self.labels
         lines = [*self.setup(), ""]
         widths = (18, 9, 9, 22, 6, 22, 8)
+
         def row(values):
             return " ".join([f"  {values[0]:<{widths[0]}}"] + [f"{v:>{w}}" for v, w in zip(values[1:], widths[1:])])
+
         lines.append(row(("", a, b, f"{b}/{a} [95 % CI]", "p", "A/A [95 % CI]", "verdict")))
         for name, rows in self.groups().items():
             lines.append(name)
@@ -214,10 +219,11 @@ class LoadgenResults(Results):
         per_batch = {c: [middle(rows["per_batch"][side]) for side in ("series", "base")]
                      for c, rows in table.items()}
         over = sorted((c for c in per_batch if per_batch[c][0] > PER_BATCH), key=lambda c: -per_batch[c][0])
-        named = [f"{c} {per_batch[c][0]:.2f}, {a} {per_batch[c][1]:.2f}" for c in over[:most]]
-        more = [f"and {len(over) - most} more"] if len(over) > most else []
-        text.append(f"write(2) of {b} per batch of completions that the driver finds: above {PER_BATCH} in {len(over)} of "
-                    f"{len(table)} configurations" + (f" ({'; '.join(named + more)})." if over else "."))
+        listed = [f"{c} {per_batch[c][0]:.2f}, {a} {per_batch[c][1]:.2f}" for c in over[:most]]
+        if len(over) > most:
+            listed.append(f"and {len(over) - most} more")
+        text.append(f"write(2) of {b} per batch of completions that the driver finds: above {PER_BATCH} in "
+                    f"{len(over)} of {len(table)} configurations" + (f" ({'; '.join(listed)})." if over else "."))
         text.append(f"In the A/A run, where nothing differs, {odd} of {count} intervals leave 1 out "
                     f"(one in twenty is expected).")
         return " ".join(text)
@@ -233,7 +239,7 @@ class LoadgenResults(Results):
     def html(self) -> str:
         a, b = self.labels
 
-        def one(title: str, rows: dict, note: str | None = None) -> str:
+        def one(title: str, rows: dict[str, Any], note: str | None = None) -> str:
             return page.table(title, self.header(), [self.cells(rows, m) for m in self.METRICS], note)
         tables = "".join(one(name, rows) for name, rows in self.groups().items())
         if self.many:
@@ -244,7 +250,7 @@ class LoadgenResults(Results):
         return self.fill_page(f"Load generator: {a} and {b} ({self.info['stack']})", self.summary(100), figures, tables,
                               self.info["command"])
 
-    def told(self, everything: bool = False) -> tuple[dict[tuple[str, str], dict], dict[str, Any]]:
+    def told(self, everything: bool = False) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, Any]]:
         """{(title, metric): row} of each configuration, or of the groups if there are many; and the parameters."""
         single, many = {str(c): rows for c, rows in self.table.items()}, self.groups()
         told = {**single, **many} if everything else many if self.many else single

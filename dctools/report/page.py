@@ -5,8 +5,9 @@ import base64
 import html
 import io
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+
+from matplotlib.figure import Figure
 
 from dctools import common
 
@@ -34,25 +35,28 @@ Verdict <em>none</em>: the interval holds 1, or the ratio is inside the A/A inte
 """
 
 
-def svg(figure: Any) -> str:
+def svg(figure: Figure) -> str:
+    """A figure as HTML."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()[out.getvalue().index("<svg"):]
 
 
-def png(figure: Any) -> str:
+def png(figure: Figure) -> str:
     """For figures of thousands of lines, which are big as SVG."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=90, metadata={"Software": None})
     return f'<img src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
 
-def figures(plots: Iterable[tuple[str, Any]], draw: Any = svg) -> str:
+def figures(plots: Iterable[tuple[str, Figure]], draw: Callable[[Figure], str] = svg) -> str:
     """[(caption, figure)] as HTML."""
-    return "".join(f"<figure>{draw(f)}<figcaption>{html.escape(caption)}</figcaption></figure>\n" for caption, f in plots)
+    return "".join(f"<figure>{draw(f)}<figcaption>{html.escape(caption)}</figcaption></figure>\n"
+                   for caption, f in plots)
 
 
 def line(cells: Sequence[str], tag: str = "td", kind: str = "") -> str:
+    """A row of a table."""
     return f"<tr{kind}>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
 
 

@@ -2,27 +2,37 @@
 """Plots of both kinds of results, each with its caption."""
 
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib import figure, lines
 
 from dctools.report.statistics import middle
 
+if TYPE_CHECKING:
+    from dctools.measure.plan import Config
+    from dctools.report.infio import FioResults
+    from dctools.report.loadgen import LoadgenResults
+
 BLUE, ORANGE, GREY = "#33658a", "#e07a1f", "#999999"
+
+Plot = tuple[str, figure.Figure]        # with its caption
+Draw = Callable[..., None]              # draw(axes, depths, {depth: rows}, style, shift)
 
 
 # -- fio in a guest ----------------------------------------------------------------
 
-def fio(results: Any) -> list[tuple[str, Any]]:
-    """[(caption, figure)] of results of fio in a guest."""
+def fio(results: "FioResults") -> list[Plot]:
+    """Those of fio in a guest."""
     matplotlib.rcParams.update({"svg.hashsalt": "defer-call", "font.size": 9,
                                 "axes.spines.top": False, "axes.spines.right": False})
     a, b = results.labels
     return [fio_iops(results, a, b), fio_ratios(results, a, b), fio_counts(results, a, b)]
 
 
-def fio_iops(results, a, b):
+def fio_iops(results: "FioResults", a: str, b: str) -> Plot:
+    """Each run, a panel for each engine."""
     engines = list(results.table)
     fig = figure.Figure(figsize=(9, 3.2), layout="constrained")
     axes = fig.subplots(1, len(engines), squeeze=False, sharey=True)[0]
@@ -41,7 +51,8 @@ def fio_iops(results, a, b):
     return "IOPS of each run; lines join the runs of a pair, bars are geometric means.", fig
 
 
-def fio_ratios(results, a, b):
+def fio_ratios(results: "FioResults", a: str, b: str) -> Plot:
+    """Each metric's ratio with its interval, a panel for each engine."""
     engines = list(results.table)
     fig = figure.Figure(figsize=(9, 1 + 0.5 * len(results.METRICS)), layout="constrained")
     axes = fig.subplots(1, len(engines), squeeze=False, sharex=True, sharey=True)[0]
@@ -73,7 +84,8 @@ def fio_ratios(results, a, b):
             f"outside of the noise floor; the noise floor ({a} against itself) in grey."), fig
 
 
-def fio_counts(results, a, b):
+def fio_counts(results: "FioResults", a: str, b: str) -> Plot:
+    """What is counted per I/O, a panel for each count."""
     engines = list(results.table)
     counts = ["writes", "interrupts", "cpu"]
     fig = figure.Figure(figsize=(9, 3), layout="constrained")
@@ -93,7 +105,7 @@ def fio_counts(results, a, b):
 
 # -- load generator ----------------------------------------------------------------
 
-def panels(table, draw, ylabel, width=9):
+def panels(table: Mapping["Config", dict[str, Any]], draw: Draw, ylabel: str, width: float = 9) -> figure.Figure:
     """A figure with a panel for each storage and irq mode (rows) and engine (columns)."""
     rows = list(dict.fromkeys((c.storage, c.irq, c.wait) for c in table))
     engines = list(dict.fromkeys(c.aio for c in table))
@@ -138,7 +150,8 @@ def panels(table, draw, ylabel, width=9):
     return fig
 
 
-def ratio_drawer(m, table):
+def ratio_drawer(m: str, table: Mapping["Config", dict[str, Any]]) -> Draw:
+    """Ratios with their intervals, and those of A/A behind them."""
     # an interval of two noisy pairs knows no bounds
     found = [rows[m]["ab"] for rows in table.values()]
     low = max(.4, min([.95] + [r["low"] or 1 for r in found]))
@@ -159,7 +172,7 @@ def ratio_drawer(m, table):
     return draw
 
 
-def both_drawer(m):
+def both_drawer(m: str) -> Draw:
     """Absolute values: series filled, base hollow."""
     def draw(ax, depths, mine, style, shift):
         at = [d * 2 ** (shift * .12) for d in depths]
@@ -171,8 +184,8 @@ def both_drawer(m):
     return draw
 
 
-def loadgen(results: Any) -> list[tuple[str, Any]]:
-    """[(caption, figure)] of results of the load generator."""
+def loadgen(results: "LoadgenResults") -> list[Plot]:
+    """Those of the load generator."""
     matplotlib.rcParams.update({"svg.hashsalt": "defer-call", "font.size": 8,
                                 "axes.spines.top": False, "axes.spines.right": False})
     (a, b), table = results.labels, results.table

@@ -12,7 +12,7 @@ from dctools.report import page
 from dctools.report.statistics import middle
 
 
-def ratio_text(r: dict) -> str:
+def ratio_text(r: dict[str, Any]) -> str:
     """A ratio with its interval."""
     if r["ratio"] is None:
         return "n/a"
@@ -45,7 +45,8 @@ class Results:
         """Fill info and runs; a damaged file is named."""
         raise NotImplementedError
 
-    def analyse(self) -> dict[Any, dict]:
+    def analyse(self) -> dict[Any, dict[str, Any]]:
+        """{what one table is of: {metric: row}}, a row as statistics.analyse() makes it."""
         raise NotImplementedError
 
     def setup(self) -> Iterator[str]:
@@ -53,6 +54,7 @@ class Results:
         raise NotImplementedError
 
     def text(self) -> str:
+        """The table, below what was measured on what."""
         raise NotImplementedError
 
     def summary(self) -> str:
@@ -60,31 +62,37 @@ class Results:
         raise NotImplementedError
 
     def html(self) -> str:
+        """The page."""
         raise NotImplementedError
 
     # -- for all kinds
 
     def host_lines(self, busy: float) -> Iterator[str]:
+        """The machine, of which other processes took the part that is busy."""
         host = self.info["host"]
         yield (f"host: {host['cpus']} CPUs ({host['cpu']}), Linux {host['kernel']}; "
                f"other processes took {busy:.0%} of it")
 
     def binary_lines(self) -> Iterator[str]:
+        """What identifies the binaries."""
         for b in self.info["binaries"]:
             yield f"{b['label']}: {b['version']}, sha256 {b['sha256'][:16]}"
 
     def header(self) -> tuple[str, ...]:
+        """The names of the table's columns."""
         a, b = self.labels
         return ("metric", a, b, f"{b}/{a} [95 % CI]", "p", "A/A [95 % CI]", "verdict")
 
-    def cells(self, rows: dict, m: str) -> tuple[str, ...]:
+    def cells(self, rows: dict[str, Any], m: str) -> tuple[str, ...]:
         """A metric's line in the table."""
         (title, form, _), r = self.METRICS[m], rows[m]
         return (title, number_text(r["base"], form), number_text(r["series"], form),
                 ratio_text(r["ab"]), "n/a" if r["ab"]["p"] is None else f"{r['ab']['p']:.3f}",
                 ratio_text(r["aa"]), r["verdict"])
 
-    def fill_page(self, title: str, summary: str, figures: str, tables: str, command: Sequence[str], job: str = "") -> str:
+    def fill_page(self, title: str, summary: str, figures: str, tables: str, command: Sequence[str],
+                  job: str = "") -> str:
+        """The page, of these parts."""
         e = html.escape
         return page.PAGE.format(title=e(title), summary=e(summary), figures=figures, tables=tables,
                                 setup="".join(f"<li>{e(line)}</li>" for line in self.setup()),

@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
     """Ratio b/a of pairs: estimate, interval, sign-flip p; None where it is undefined."""
-    none = {"n": len(a), "ratio": None, "low": None, "high": None, "p": None}
+    none: dict[str, Any] = {"n": len(a), "ratio": None, "low": None, "high": None, "p": None}
     if not len(a) or not all(x > 0 for x in [*a, *b]):      # nan too
         return none
     d = numpy.log(b) - numpy.log(a)
@@ -34,7 +34,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
     return result
 
 
-def verdict(ab: dict, aa: dict, more_is_better: bool) -> str:
+def verdict(ab: dict[str, Any], aa: dict[str, Any], more_is_better: bool) -> str:
     """better, worse, none; n/a where one of the intervals is missing."""
     if ab["low"] is None or aa["low"] is None:
         return "n/a"
@@ -58,7 +58,7 @@ def stratified(members: Sequence[tuple[Sequence[float], Sequence[float]]]) -> di
     error of it: they are all that there are, not a sample.
     """
     logs = [numpy.log(b) - numpy.log(a) for a, b in members if len(a) and all(x > 0 for x in [*a, *b])]
-    result = {"n": sum(map(len, logs)), "ratio": None, "low": None, "high": None, "p": None}
+    result: dict[str, Any] = {"n": sum(map(len, logs)), "ratio": None, "low": None, "high": None, "p": None}
     if not logs:
         return result
     mean = float(numpy.mean([d.mean() for d in logs]))
@@ -78,7 +78,7 @@ def stratified(members: Sequence[tuple[Sequence[float], Sequence[float]]]) -> di
     return result
 
 
-def analyse(runs: Sequence[dict], metrics: dict[str, tuple[str, str, bool]]) -> dict[str, dict[str, Any]]:
+def analyse(runs: Sequence[dict[str, Any]], metrics: dict[str, tuple[str, str, bool]]) -> dict[str, dict[str, Any]]:
     """Per metric: values in matched pairs, A/B and A/A ratio, verdict."""
     by_role = {role: {r["pair"]: r["metrics"] for r in runs if r["role"] == role} for role in ROLES}
     rows = {}

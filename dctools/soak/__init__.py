@@ -7,6 +7,8 @@ import pathlib
 import re
 import secrets
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from dctools import build, common, guest, options
 from dctools.common import ToolError, progress
@@ -17,7 +19,8 @@ __all__ = ["AREA_MIB", "OPS", "SABOTAGE", "Options", "Soak", "console_problem", 
            "table"]
 
 
-def table(figures):
+def table(figures: dict[str, Any]) -> str:
+    """Lines for the person."""
     did, disks = figures["did"], figures["disks"]
     lines = [f"{'operation':<32}{'survived':>9}"]
     lines += [f"{k:<32}{v:>9}" for k, v in did.items()]
@@ -28,14 +31,17 @@ def table(figures):
     return "\n".join(lines)
 
 
-def soak(binary, minutes, directory, seed=None, ops=OPS, disks=None, patience=PATIENCE, show=None):
+def soak(binary: pathlib.Path | str, minutes: float, directory: pathlib.Path | str, seed: int | None = None,
+         ops: Sequence[str] = OPS, disks: Sequence[tuple[str, str]] | None = None, patience: float = PATIENCE,
+         show: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Run it and return its figures, after show(figures). A problem is a ToolError."""
     seed = secrets.randbelow(1 << 31) if seed is None else seed
     directory = pathlib.Path(directory)
     common.need_space(directory, 1500)
     progress(f"soak: seed {seed}, {minutes:g} minutes, {' '.join(ops)}")
     s = Soak(binary, seed, disks or [(d, aio) for d in guest.DRIVERS for aio in guest.AIO], directory, patience)
-    start, problem = time.monotonic(), "interrupted"
+    start = time.monotonic()
+    problem: str | None = "interrupted"
     try:
         s.run(minutes, ops)
         problem = None
@@ -49,12 +55,12 @@ def soak(binary, minutes, directory, seed=None, ops=OPS, disks=None, patience=PA
         (directory / "soak.json").write_text(json.dumps(figures, indent=1) + "\n")
         if show:
             show(figures)
-    for f in [*(d.path for d in s.disks), directory / "copy.raw", directory / "overlay.qcow2"]:
-        pathlib.Path(f).unlink(missing_ok=True)
+    for path in [*(d.path for d in s.disks), str(directory / "copy.raw"), str(directory / "overlay.qcow2")]:
+        pathlib.Path(path).unlink(missing_ok=True)
     return figures
 
 
-def must_notice(binary, op, directory):
+def must_notice(binary: pathlib.Path | str, op: str, directory: pathlib.Path | str) -> None:
     """A ToolError unless this sabotage of all the disks ends the soak, with the right words."""
     words, drivers, engines = SABOTAGE[op]
     disks = [(driver, aio) for driver in drivers for aio in engines]

@@ -8,6 +8,8 @@ import pathlib
 import random
 import re
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from dctools import common, fio, guest
 from dctools.common import ToolError
@@ -44,7 +46,8 @@ touch /ended.$n
 PAUSE = "touch /pause; sleep 0.1; while pidof fio >/dev/null; do sleep 0.1; done"
 GO_ON = "rm /pause"
 SEEN = "ps; grep . /sys/block/[sv]d*/inflight; tail -n 3 /run.* /loop.*"     # of a disk that hangs
-COLLECT = 'cd /; for f in result.*; do [ -e $f ] || continue; echo "== $f"; cat $f; rm $f; done; echo "== "; ls /ended.* 2>/dev/null; true'
+COLLECT = ('cd /; for f in result.*; do [ -e $f ] || continue; echo "== $f"; cat $f; rm $f; done; '
+           'echo "== "; ls /ended.* 2>/dev/null; true')
 
 
 def judge(text: str, only_verify: bool = False) -> tuple[float, float, float, int, str]:
@@ -55,9 +58,9 @@ def judge(text: str, only_verify: bool = False) -> tuple[float, float, float, in
         slowest = max(job[k]["lat_ns"]["max"] for k in ["write", "read"]) / 1e9
         error = job["error"]
     except (ToolError, KeyError):
-        said = re.search(r"err(?:or)?=\s*(\d+)", text)
+        m = re.search(r"err(?:or)?=\s*(\d+)", text)
         written = verified = slowest = 0
-        error = int(said[1]) if said else errno.EPROTO
+        error = int(m[1]) if m else errno.EPROTO
     if only_verify:
         written = 0         # fio counts what it would have written
     wanted = (0 if only_verify else AREA_MIB, AREA_MIB)
@@ -78,7 +81,8 @@ def console_problem(text: str, pulled: str = "") -> str | None:
 class Load:
     """Six disks of a guest under load; what goes wrong with them is a ToolError."""
 
-    def __init__(self, binary, seed, disks, directory, patience):
+    def __init__(self, binary: pathlib.Path | str, seed: int, disks: Sequence[tuple[str, str]],
+                 directory: pathlib.Path, patience: float) -> None:
         self.binary, self.random, self.patience = binary, random.Random(seed), patience
         self.qemu_img, self.dir = pathlib.Path(binary).parent / "qemu-img", directory
         self.disks = []
@@ -88,30 +92,33 @@ class Load:
         self.vm = guest.Guest(binary, self.disks, label="soak", memory=768, log_dir=directory)
         self.names = [""] * len(disks)          # the device in the guest
         self.base = [0] * len(disks)            # of randseed: never the same again
-        self.settled = [None] * len(disks)      # base and number of the last round that was verified
+        # base and number of the last round that was verified
+        self.settled: list[tuple[int, int] | None] = [None] * len(disks)
         self.loads = self.seen = 0              # how often load() was called; bytes of the console
         self.console = directory / "console.txt"
         self.console.write_text("")
-        self.ended = set()
+        self.ended: set[int] = set()
         self.did = dict.fromkeys(["stops", "mirrors", "backups", "cancelled backups", "snapshots", "commits",
                                   "saved states", "loaded states", "limits", "resizes", "unplugs", "lun unplugs",
                                   "unplugs while paused", "rebinds", "resets", "resets while paused",
                                   "migrations", "ends by SIGTERM"], 0)
-        self.done = [{"driver": driver, "aio": aio, "rounds": 0, "written_mib": 0, "verified_mib": 0,
-                      "slowest_s": 0.0} for driver, aio in disks]
+        self.done: list[dict[str, Any]] = [
+            {"driver": driver, "aio": aio, "rounds": 0, "written_mib": 0, "verified_mib": 0, "slowest_s": 0.0}
+            for driver, aio in disks]
 
-    def name(self, n):
+    def name(self, n: int) -> str:
+        """What messages call disk n."""
         return f"{self.disks[n].driver} aio={self.disks[n].aio}"
 
     # -- fio in the guest
 
-    def boot(self):
+    def boot(self) -> None:
         """After a start or a reset: the watch for hung tasks, and the load on each disk."""
         self.vm.check("echo 30 >/proc/sys/kernel/hung_task_timeout_secs")
         self.vm.put_file("/loop.sh", LOOP)
         self.load(range(len(self.disks)))
 
-    def load(self, which):
+    def load(self, which: Sequence[int]) -> None:
         """Verify what these disks have, then write on."""
         self.loads += 1
         for n in which:
@@ -119,30 +126,30 @@ class Load:
         self.verify(which)
         script = ""
         for n in which:
-            r = self.settled[n][1] if self.settled[n] else 0
+            settled = self.settled[n]
+            r = settled[1] if settled else 0
             self.base[n] = self.loads * 1000000
             script += (f"rm -f /ended.{n}; echo {r} >/settled.{n}\n"
                        f"sh /loop.sh {n} /dev/{self.names[n]} {r + 1} {self.base[n]} >/loop.{n} 2>&1 &\n")
         self.ended -= set(which)
         self.vm.check(script)
 
-    def find(self, n):
+    def find(self, n: int) -> str:
         """The name of disk n in the guest, which may need a moment to find it."""
         def look():
             with contextlib.suppress(ToolError):
                 return pathlib.Path(self.vm.disk(n)[0]).name
         return common.wait_until(look, self.patience, f"{self.name(n)}: the guest does not find it", .2)
 
-    def verify(self, which):
+    def verify(self, which: Sequence[int]) -> None:
         """Read again the last round of each of these disks."""
-        script, known = "", [n for n in which if self.settled[n]]
-        for n in known:
-            base, r = self.settled[n]
+        script, known = "", [(n, settled) for n in which if (settled := self.settled[n])]
+        for n, (base, r) in known:
             script += f"dev=/dev/{self.names[n]} r={r} base={base}; {FIO} --verify_only=1 >/verify.{n} 2>&1 &\n"
-        script += "wait\n" + "\n".join(f'echo "== verify.{n}.0"; cat /verify.{n}' for n in known)
+        script += "wait\n" + "\n".join(f'echo "== verify.{n}.0"; cat /verify.{n}' for n, _ in known)
         self.take(self.vm.check(script, 300), only_verify=True)
 
-    def take(self, output, pulled=None, only_verify=False):
+    def take(self, output: str, pulled: int | None = None, only_verify: bool = False) -> None:
         """Judge the rounds in this output; of the disk that is pulled out, errors are none."""
         problems = []
         for m in re.finditer(r"^== \w+\.(\d+)\.(\d+)\n(.*?)(?=^== |\Z)", output, re.M | re.S):
@@ -169,7 +176,7 @@ class Load:
         if problems:
             raise ToolError("; ".join(problems))
 
-    def collect(self, pulled=None):
+    def collect(self, pulled: int | None = None) -> None:
         """Take the rounds that are finished, look at the console."""
         known = "".join(f"echo {s[1]} >/settled.{n}; " for n, s in enumerate(self.settled) if s)
         output = self.vm.check(known + COLLECT, 120)
@@ -177,10 +184,11 @@ class Load:
         self.ended = {int(n) for n in re.findall(r"^/ended\.(\d+)$", output, re.M)}
         self.read_console(self.names[pulled] if pulled is not None else "")
 
-    def read_console(self, pulled=""):
-        text = self.vm.console.read_bytes()[self.seen:].rpartition(b"\n")[0]
-        self.seen += len(text)
-        text = text.decode(errors="replace")
+    def read_console(self, pulled: str = "") -> None:
+        """Note what the guest's kernel has said since; a complaint is a ToolError."""
+        new = self.vm.console.read_bytes()[self.seen:].rpartition(b"\n")[0]
+        self.seen += len(new)
+        text = new.decode(errors="replace")
         with open(self.console, "a") as out:
             out.write(text)
         if problem := console_problem(text, pulled):
@@ -188,7 +196,7 @@ class Load:
 
     # -- is it alive?
 
-    def alive(self):
+    def alive(self) -> None:
         """Wait until each disk has done something from now on.
 
         Time in which QEMU's threads wanted a CPU and got none does not count.
@@ -206,7 +214,7 @@ class Load:
                                           for n in still))
             time.sleep(.3)
 
-    def idle(self):
+    def idle(self) -> None:
         """Without requests no IOThread uses CPU, be the guest running or paused."""
         self.vm.check(PAUSE, 4 * self.patience)
         self.look("running")
@@ -214,8 +222,8 @@ class Load:
             self.look("paused")
         self.vm.check(GO_ON)
 
-    def look(self, state):
-        """What is just at its end may need a second look."""
+    def look(self, state: str) -> None:
+        """A ToolError if an IOThread uses CPU now. What is just at its end may need a second look."""
         for _ in range(LOOKS):
             busy = {n: part for n, part in enumerate(self.vm.busy(LOOK)) if part > BUSY}
             if not busy:
@@ -223,7 +231,7 @@ class Load:
         raise ToolError("; ".join(f"{self.name(n)}: without requests its IOThread uses {part:.0%} of a CPU, the guest "
                                   f"is {state}" for n, part in busy.items()))
 
-    def wait_job(self, job, status, paused=False, cancelled=False):
+    def wait_job(self, job: str, status: str, paused: bool = False, cancelled: bool = False) -> None:
         """Wait for a job; "concluded" must be without an error, unless it was cancelled."""
         seen = ""
 
@@ -239,11 +247,13 @@ class Load:
         common.wait_until(look, 4 * self.patience,
                           lambda: f"job {job} is {seen}, not {status}, after {4 * self.patience} s")
 
-    def end_job(self, job, **kw):
+    def end_job(self, job: str, **kw: bool) -> None:
+        """Wait until a job is over, like wait_job(), and forget it."""
         self.wait_job(job, "concluded", **kw)
         self.vm.qmp("job-dismiss", id=job)
 
-    def finish_job(self, job):
+    def finish_job(self, job: str) -> None:
+        """Let a job that goes on until it is told to end do so."""
         self.wait_job(job, "ready")
         self.vm.qmp("job-complete", id=job)
         self.end_job(job)

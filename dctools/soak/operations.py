@@ -5,6 +5,8 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from dctools import common, guest, process
 from dctools.common import progress
@@ -25,25 +27,27 @@ class Soak(Load):
 
     # -- what the host does
 
-    def stops(self, most=40):
+    def stops(self, most: int = 40) -> None:
+        """Stop the guest and continue it, again and again."""
         for _ in range(self.random.randint(most // 4, most)):
             with self.vm.paused():
                 time.sleep(self.random.random() * .02)
             time.sleep(self.random.random() * .1)
             self.did["stops"] += 1
 
-    def any_disk(self):
+    def any_disk(self) -> tuple[int, guest.Disk]:
+        """One of the disks, and its number."""
         n = self.random.randrange(len(self.disks))
         return n, self.disks[n]
 
-    def nodes(self):
+    def nodes(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The node of a disk, and one like it on another file."""
         n, disk = self.any_disk()
         copy = common.sparse(self.dir / "copy.raw", SIZE)
         node = disk.blockdev(n)
         return node, {**node, "node-name": "copy", "file": {**node["file"], "filename": copy}}
 
-    def mirror(self):
+    def mirror(self) -> None:
         """To a copy, go on there, and back."""
         node, there = self.nodes()
         for old, new in [(node, there), (there, node)]:
@@ -57,7 +61,7 @@ class Soak(Load):
             self.vm.qmp("blockdev-del", node_name=old["node-name"])
             self.did["mirrors"] += 1
 
-    def backup(self):
+    def backup(self) -> None:
         """Slow ones that are cancelled, with stops meanwhile, and one that comes to its end."""
         node, there = self.nodes()
         self.vm.qmp("blockdev-add", args_dict=there)
@@ -72,7 +76,7 @@ class Soak(Load):
         self.vm.qmp("blockdev-del", node_name="copy")
 
     @contextlib.contextmanager
-    def overlay(self):
+    def overlay(self) -> Iterator[None]:
         """Snapshot to a qcow2 overlay, write there meanwhile, commit it."""
         n, disk = self.any_disk()
         overlay = self.dir / "overlay.qcow2"
@@ -89,11 +93,12 @@ class Soak(Load):
         self.vm.qmp("blockdev-del", node_name="overlay")
         self.did["commits"] += 1
 
-    def commit(self):
+    def commit(self) -> None:
+        """Commit an overlay under load."""
         with self.overlay():
             time.sleep(self.random.random() * 3)
 
-    def snapshot(self):
+    def snapshot(self) -> None:
         """Save the state of the machine and of a disk, and load it.
 
         The other disks do not go back, so the guest does not run between the two.
@@ -116,31 +121,34 @@ class Soak(Load):
                 job("snapshot-delete")
             self.alive()
 
-    def limit(self, n, **limits):
+    def limit(self, n: int, **limits: int) -> None:
         """Throttle a disk, or, without limits, do not any more."""
         none = dict.fromkeys(["bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"], 0)
         self.vm.qmp("block_set_io_throttle", args_dict={"id": self.disks[n].qdev(n), **none, **limits})
 
-    def throttle(self):
+    def throttle(self) -> None:
         """Limits that hold up requests, stops meanwhile, and no limits again."""
         n, _ = self.any_disk()
-        for limits in [{"iops": self.random.randint(50, 500)}, {"bps": self.random.randint(1, 8) << 20}, {}]:
+        phases: list[dict[str, int]] = [{"iops": self.random.randint(50, 500)},
+                                        {"bps": self.random.randint(1, 8) << 20}, {}]
+        for limits in phases:
             self.limit(n, **limits)
             self.stops(8)
         self.did["limits"] += 2
 
-    def resize(self):
+    def resize(self) -> None:
         """Another size under load, which the guest sees, and back."""
         n, _ = self.any_disk()
+
+        def seen():
+            return int(self.vm.check(f"cat /sys/block/{self.names[n]}/size")) * 512
         for size in [SIZE + (self.random.randint(1, 64) << 20), SIZE]:
             self.vm.qmp("block_resize", node_name=f"drive{n}", size=size)
-            def seen():
-                return int(self.vm.check(f"cat /sys/block/{self.names[n]}/size")) * 512
             common.wait_until(lambda: seen() == size, self.patience,
                               lambda: f"{self.name(n)}: the guest sees {seen()} bytes, not {size}")
             self.did["resizes"] += 1
 
-    def wait_ended(self, n):
+    def wait_ended(self, n: int) -> None:
         """Wait until fio has noticed that its disk is gone."""
         def look():
             self.collect(n)
@@ -148,11 +156,12 @@ class Soak(Load):
         if n not in self.ended:
             common.wait_until(look, self.patience, f"{self.name(n)}: fio does not end when the disk is gone", .2)
 
-    def load_again(self, n):
+    def load_again(self, n: int) -> None:
+        """Put load on a disk that is back."""
         self.load([n])
         self.collect(n)                         # what the kernel said of the old one meanwhile
 
-    def unplug(self, paused=False):
+    def unplug(self, paused: bool = False) -> None:
         """Pull a disk out under its load: the PCI device, or the SCSI disk behind it."""
         n, disk = self.any_disk()
         devices = disk.devices(n)
@@ -170,10 +179,11 @@ class Soak(Load):
         self.did["unplugs" if "addr" in devices[0] else "lun unplugs"] += 1
         self.did["unplugs while paused"] += paused
 
-    def unplug_paused(self):
+    def unplug_paused(self) -> None:
+        """unplug() while the guest is paused."""
         self.unplug(paused=True)
 
-    def rebind(self):
+    def rebind(self) -> None:
         """The guest's driver lets go of a disk under its load, and takes it again."""
         n, disk = self.any_disk()
         driver = f"/sys/bus/virtio/drivers/{disk.driver.removesuffix('-pci').replace('-', '_')}"
@@ -185,16 +195,19 @@ class Soak(Load):
         self.load_again(n)
         self.did["rebinds"] += 1
 
-    def reset(self, paused=False):
+    def reset(self, paused: bool = False) -> None:
+        """Push the reset button."""
         self.collect()
         self.vm.reset(4 * self.patience, paused)
         self.did["resets while paused" if paused else "resets"] += 1
         self.boot()
 
-    def reset_paused(self):
+    def reset_paused(self) -> None:
+        """reset() while the guest is paused."""
         self.reset(paused=True)
 
-    def migrate(self):
+    def migrate(self) -> None:
+        """Go on in another QEMU, running or paused before."""
         if self.random.random() < .5:
             self.vm.qmp("stop")
         state = self.dir / "state"
@@ -204,19 +217,20 @@ class Soak(Load):
 
     # -- what must not pass, with each disk that there is
 
-    def damage(self):
+    def damage(self) -> None:
         """Behind the guest's back, a block is not what it was."""
         self.alive()
         while not all(self.settled):
             self.collect()
         for disk, settled in zip(self.disks, self.settled):
+            assert settled
             with open(disk.path, "r+b") as f:
                 f.seek((settled[1] % AREAS * AREA_MIB << 20) + (AREA_MIB << 19))
                 f.write(os.urandom(64 << 10))
                 os.fsync(f.fileno())
         self.verify(range(len(self.disks)))
 
-    def hang(self):
+    def hang(self) -> None:
         """A disk that never finishes a request."""
         for n in range(len(self.disks)):
             self.limit(n, bps=1)
@@ -226,19 +240,21 @@ class Soak(Load):
             before = now
             time.sleep(1)
 
-    def spin(self):
+    def spin(self) -> None:
         """An IOThread that polls for seconds when there is nothing to do."""
         for n in range(len(self.disks)):
             for name, value in [("poll-grow", 1 << 30), ("poll-max-ns", 10 ** 11)]:
                 self.vm.qmp("qom-set", path=f"/objects/iothread{n}", property=name, value=value)
         self.alive()
 
-    def crash(self):
+    def crash(self) -> None:
+        """QEMU aborts."""
+        assert self.vm.pid
         os.kill(self.vm.pid, signal.SIGABRT)
 
     # -- all of it
 
-    def run(self, minutes, ops):
+    def run(self, minutes: float, ops: Sequence[str]) -> None:
         """Until the time is over, but each operation at least once."""
         end = time.monotonic() + 60 * minutes
         self.vm.start()
