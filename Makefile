@@ -40,7 +40,7 @@ bench-cost: install   ## what a deferred call costs, in instructions
 results: install      ## table and plots of results once more: DIRECTORY=
 	@$(DC) results
 
-signs: install        ## do other results show the same differences? DIRECTORIES="CLAIMED OTHER"
+signs: install        ## do other results show the same differences? CLAIMED= DIRECTORY=
 	@$(DC) signs
 
 stress: install       ## stop/cont under load: is a notification lost?

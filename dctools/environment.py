@@ -26,6 +26,6 @@ def setenv(**changes: str) -> Iterator[None]:
         yield
     finally:
         for name, value in old.items():
-            os.environ.pop(name)
+            os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value

@@ -115,9 +115,10 @@ def make_image(work: pathlib.Path, kernel: str, version: str) -> None:
                 log=top / "mkinitramfs.log", env=sbin)
     # Not compressed: QEMU copies it in no time, while inflating it under TCG takes seconds.
     with open(work / "initrd.img", "wb") as out:
-        subprocess.run(["gzip", "-dc", work / "initrd.gz"], stdout=out, check=True)
-    listing = subprocess.run(["cpio", "-t", "--quiet"], stdin=open(work / "initrd.img", "rb"),
-                             stdout=subprocess.PIPE, check=True, text=True).stdout
+        if subprocess.run(["gzip", "-dc", work / "initrd.gz"], stdout=out).returncode:
+            raise ToolError(f"gzip cannot unpack what mkinitramfs made; all it said is in {top}/mkinitramfs.log")
+    with open(work / "initrd.img", "rb") as image:
+        listing = process.run(["cpio", "-t", "--quiet"], stdin=image)
     for name in ["init", "usr/bin/fio", "usr/bin/sh", "conf/modules"]:
         if name not in listing.split("\n"):
             raise ToolError(f"mkinitramfs left {name} out; all it said is in {top}/mkinitramfs.log")

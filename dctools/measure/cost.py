@@ -110,7 +110,8 @@ def table(found: Mapping[tuple[str, int], Costs]) -> str:
 def read_dump(text: str) -> tuple[int, int]:
     """(instructions, calls of PER_REQUEST) of a file of callgrind's, which names a function once and then by number."""
     total = re.search(r"^totals: (\d+)$", text, re.M)
-    assert total
+    if not total:
+        raise ToolError("callgrind did not finish a dump: it has no `totals:`")
     number = re.search(rf"fn=\((\d+)\) {PER_REQUEST}$", text, re.M)
     calls = re.findall(rf"^cfn=\({number[1]}\).*\ncalls=(\d+)", text, re.M) if number else []
     return int(total[1]), sum(map(int, calls))

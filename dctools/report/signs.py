@@ -43,8 +43,9 @@ def signs(claimed: str, directory: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    directories: str = options.text("", "CLAIMED, and where to look (the last results of the load generator)",
-                                    positional="*")
+    claimed: str = options.text("", "directory of the results that show differences", positional="?")
+    directory: str = options.text("", "directory of the others", "the last results of the load generator",
+                                  positional="?")
 
 
 def main(given: Options) -> None:
@@ -54,7 +55,6 @@ def main(given: Options) -> None:
 
     Example: dc signs results/ring-quick build/results/latest-ring
     """
-    directories = given.directories.split()
-    if not 1 <= len(directories) <= 2:
+    if not given.claimed:
         raise ToolError("give the directory of the claimed results, and perhaps another one")
-    signs(directories[0], (directories[1:] or [str(common.settings.build / "results" / LATEST)])[0])
+    signs(given.claimed, given.directory or str(common.settings.build / "results" / LATEST))
