@@ -15,7 +15,7 @@ from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from dctools import check
-from dctools.check import patches, sanitizers, units
+from dctools.check import patches, sanitizers, sources, units
 from dctools.check.results import Results, must_fail, must_say
 from dctools import common, environment, options
 
@@ -276,6 +276,14 @@ class Patches(unittest.TestCase):
         for text in ["", "[]", "{}", '{"key": 1}']:
             (common.patch_dir("v1") / "tested.json").write_text(text)
             self.assertEqual(len(self.check()[0]), 2)
+
+
+class Alone(unittest.TestCase):
+    def test_other_processes_are_out_of_reach(self):
+        said = subprocess.run(sources.alone([sys.executable, "-c", "import os\nprint(sorted(filter(str.isdigit, os.listdir('/proc'))))\nos.kill(1, 0)\n"
+                                             f"try: os.kill({os.getpid()}, 0)\nexcept ProcessLookupError: print('gone')"]),
+                              stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        self.assertEqual(said, ["['1']", "gone"])
 
 
 class Setenv(unittest.TestCase):

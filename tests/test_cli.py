@@ -15,7 +15,7 @@ import unittest
 from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from dctools import cli, common, options
+from dctools import cli, common, environment, options
 from dctools.common import ToolError
 
 
@@ -29,7 +29,7 @@ def run(*arguments, **env):
 def make(*arguments):
     """(exit status, last line on stderr) of make."""
     p = subprocess.run(["make", "-C", common.ROOT, "SKIP_INSTALL=1", *arguments], text=True, capture_output=True,
-                       stdin=subprocess.DEVNULL)
+                       stdin=subprocess.DEVNULL, env=environment.child(without="MAKE"))
     lines = [line for line in p.stderr.splitlines() if not line.startswith("make")]
     return p.returncode, "\n".join(lines)
 
