@@ -6,7 +6,7 @@ export
 
 # The variables that were given to make, so that one that no option has can be refused
 GIVEN = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(filter-out -%,$(v))))
-DC = $(PYTHON) dc --make '$(GIVEN)' '$(MAKECMDGOALS)'
+DC = $(PYTHON) ./dc --make '$(GIVEN)' '$(MAKECMDGOALS)'
 
 all: help
 

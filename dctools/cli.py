@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -38,7 +39,8 @@ COMMANDS = {
     "check": Command("all the tests", "dctools.check"),
 }
 # What the Makefile and the programs behind it take, and no command
-OTHERS = ["PYTHON", "SKIP_INSTALL", "CI", "CCACHE_DIR", "TMPDIR", "GIVEN"]
+OTHERS = ["PYTHON", "SKIP_INSTALL", "CI", "TMPDIR", "SHELL"]
+FOR_PROGRAMS = re.compile("CCACHE_|DEFER_CALL_|ASAN_|UBSAN_|TSAN_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ def make_variables(argv: list[str]) -> list[str]:
     """Take `--make "VARIABLE ..." "TARGET ..."` from the front: what was given to make, and is checked here."""
     if argv[:1] != ["--make"]:
         return argv
-    given, targets = argv[1].split(), argv[2].split()
+    given, targets = [v for v in argv[1].split() if not FOR_PROGRAMS.match(v)], argv[2].split()
     behind = {t: name for name, c in COMMANDS.items() for t in (c.target or name).split()}
     options.refuse_unknown(given, names([behind[t] for t in targets if t in behind]) | set(OTHERS))
     return argv[3:]
@@ -109,6 +111,9 @@ def main() -> None:
         sys.exit(run(sys.argv[1:]))
     except ToolError as e:
         print(f"{name}: {e}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as e:
+        print(f"{name}: no Python module {e.name}; run `make install`, or use /usr/bin/python3", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -2,6 +2,7 @@
 """What fio says with --output-format=json."""
 
 import json
+import re
 from typing import Any
 
 from dctools.common import ToolError
@@ -9,8 +10,9 @@ from dctools.common import ToolError
 
 def result(text: str) -> dict[str, Any]:
     """The JSON in fio's output, which may have warnings before and after it."""
+    start = re.search(r"^\{", text, re.M)
     try:
-        found = json.loads(text[text.index("{"):text.rindex("}") + 1])
+        found = json.loads(text[start.start():text.rindex("}") + 1] if start else "")
         if not found["jobs"]:
             raise ValueError("no job")
     except (ValueError, KeyError) as e:

@@ -292,11 +292,14 @@ def tree() -> None:
     print(f"{repo}: branch series, {len(commits)} patches on QEMU {base.version}, tree {hashed}")
     if work := unexported(repo, read_state(stack)):
         print(f"{repo} has {work}; `make export` writes what is committed to patches/{stack}")
-    if commits:
-        ranges = topic_ranges(repo, pinned_topics(stack))
-        for topic in some:
-            start, end = ranges[topic.name]
-            print(f"    {topic.name}: {len(linear(repo, start, end))} patches, {start[:12]}..{end[:12]}")
+    try:
+        ranges = topic_ranges(repo, pinned_topics(stack)) if commits else {}
+    except ToolError as e:
+        print(e)        # the tree is good all the same
+        return
+    for topic in some if ranges else ():
+        start, end = ranges[topic.name]
+        print(f"    {topic.name}: {len(linear(repo, start, end))} patches, {start[:12]}..{end[:12]}")
 
 
 # -- export --------------------------------------------------------------------

@@ -156,6 +156,16 @@ class Stacks(unittest.TestCase):
         found = self.check(lambda results, stack: os.kill(os.getpid(), 9))
         self.assertEqual((found.passed, found.failed), (0, ["v1"]))
 
+    def test_what_goes_wrong_before_a_part_is_a_failure_too(self):
+        def no_space(stack):
+            raise OSError("no space")
+        with mock.patch.multiple(check, PARTS={"unit": None}, BESIDE={"unit": no_space}), \
+                contextlib.redirect_stdout(io.StringIO()) as out, tempfile.TemporaryDirectory() as top, \
+                mock.patch.object(common.settings, "build", pathlib.Path(top)):
+            found = check.in_a_process("v1", ["unit"])
+        self.assertEqual((found.passed, found.failed), (0, ["v1"]))
+        self.assertIn("FAIL v1: OSError: no space", out.getvalue())
+
     def test_each_stack_and_all_its_parts_count(self):
         def one(stack, parts):
             found = Results()
@@ -220,11 +230,11 @@ class Patches(unittest.TestCase):
         (top / "patches/v1").mkdir(parents=True)
         self.trees, self.built, self.broken = ["t1", "t2"], [], []
         self.pin = {}
-        base = mock.Mock(commit="base", tree="base-tree")
+        self.base = mock.Mock(commit="base", tree="base-tree", pinned=True)
         for p in [mock.patch.object(common, "ROOT", top), mock.patch.object(common.settings, "build", top / "build"),
                   mock.patch.object(common.settings, "full", False),
                   mock.patch("dctools.base.read_pin", lambda stack: self.pin),
-                  mock.patch("dctools.series.update_tree", return_value=(base, "tip")),
+                  mock.patch("dctools.series.update_tree", return_value=(self.base, "tip")),
                   mock.patch.object(patches, "git", self.log), mock.patch.object(patches.Patches, "build", self.build),
                   mock.patch.object(patches, "run_copies", return_value=[])]:
             p.start()
@@ -270,6 +280,11 @@ class Patches(unittest.TestCase):
         self.broken = ["c-t2"]
         for _ in range(2):
             self.assertEqual(self.check(), (["c-t1", "c-t2"], 1, ["patch builds, subject of t2"], []))
+
+    def test_another_base_leaves_the_record_alone(self):
+        self.base.pinned = False
+        for _ in range(2):
+            self.assertEqual(len(self.check()[0]), 2)
 
     def test_a_damaged_record_says_nothing(self):
         self.check()

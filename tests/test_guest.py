@@ -21,6 +21,7 @@ from dctools.guest import qemu
 
 # where QEMU's python library is
 common.settings.build = pathlib.Path(os.environ.get("BUILD_DIR") or common.settings.build)
+common.settings.qemu_python = os.environ.get("QEMU_PYTHON", "")
 
 HANG = "#!/bin/sh\necho $$ >{0}/pid\necho stuck >&2\nexec sleep 600\n"
 EXIT = "#!/bin/sh\necho $$ >{0}/pid\necho 'could not find ROM' >&2\nexit 3\n"

@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from dctools import common
 from dctools.report import infio as report
 from dctools.report import page as pages
-from dctools.report import statistics
+from dctools.report import show, statistics
 from dctools.common import ToolError
 from test_bench import raw
 
@@ -202,6 +202,17 @@ class Directory(unittest.TestCase):
         text, page = self.show()
         self.assertIn("own fio job", text)
         self.assertIn("[mine]", page)
+
+    def test_the_last_results_are_shown(self):
+        top = self.dir / "build/results"
+        for name in ["20260101-100000-v1", "20260101-110000-ring-v1"]:
+            (top / name).mkdir(parents=True)
+        with mock.patch.object(common.settings, "build", self.dir / "build"):
+            self.assertEqual(show.last(), top / "latest")
+            (top / "latest").symlink_to("20260101-100000-v1")
+            self.assertEqual(show.last(), top / "latest")
+            (top / show.LATEST).symlink_to("20260101-110000-ring-v1")
+            self.assertEqual(show.last(), top / show.LATEST)
 
     def test_damage_is_named(self):
         def write(name, text):

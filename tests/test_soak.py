@@ -149,6 +149,14 @@ class Alive(Toy):
             sleep.assert_not_called()
             self.assertEqual((self.soak.dir / "hang.txt").read_text(), "2 in flight")
 
+    def test_a_disk_that_is_not_found(self):
+        self.soak.patience = 0
+        self.soak.vm.disk = mock.Mock(side_effect=ToolError("QEMU ended with -11"))
+        with self.assertRaisesRegex(ToolError, "^virtio-scsi-pci aio=threads: QEMU ended with -11"):
+            self.soak.find(1)
+        self.soak.vm.disk = mock.Mock(return_value=("/dev/vdb", "virtio2"))
+        self.assertEqual(self.soak.find(1), "vdb")
+
     def test_time_without_a_cpu_does_not_count(self):
         self.soak.vm.starved.side_effect = [0, 100, 100, 0]
         with mock.patch("time.sleep") as sleep, self.assertRaisesRegex(ToolError, "hangs"):

@@ -27,6 +27,7 @@ PARTS: dict[str, Callable[[Results, str], None]] = {
     "faults": check_faults, "guest": check_guest, "sanitizers": check_sanitizers, "tsan": check_tsan,
     "qtest": check_qtest, "iotests": check_iotests, "stress": check_stress, "loadgen": check_loadgen,
     "cost": check_cost, "fuzz": check_fuzz}
+FORK = multiprocessing.get_context("fork")     # a child has our settings
 LONG = ["fuzz"]         # clang compiles QEMU once more for it: only with FULL=1 or ONLY=
 # They build nothing, so they run, one after the other, beside the parts that come next; what
 # has to be done before
@@ -64,7 +65,7 @@ def run_part(part: str, stack: str) -> Results:
 def run_parts(parts: Sequence[str], stack: str) -> Results:
     """Results of all, one after the other but for those that run beside."""
     total = Results()
-    with concurrent.futures.ProcessPoolExecutor(1) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1, FORK) as pool:
         beside = {}
         for part in parts:
             if part not in BESIDE:
@@ -99,13 +100,19 @@ def check_stack(stack: str, parts: Sequence[str], label: str) -> Results:
 
 def in_a_process(stack: str, parts: Sequence[str]) -> Results:
     """check_stack() there; QEMU's python library, for example, is another for each stack."""
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+    results = Results()
+    with concurrent.futures.ProcessPoolExecutor(1, FORK) as pool:
         try:
             return pool.submit(check_stack, stack, parts, f"{stack}: ").result()
         except concurrent.futures.process.BrokenProcessPool:
-            results = Results()
             results.add(stack, "its process ended before its last test")
-            return results
+        except Exception as e:      # whatever it is, the other stacks still count
+            results.add(stack, f"{type(e).__name__}: {e}")
+        except BaseException:       # it shall not go on without us
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+    return results
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,7 +109,7 @@ def check_patches(results: Results, stack: str) -> None:
                                 "and tested before")
     failed = len(results.failed)
     test_patches(results, stack, new)
-    if new and len(results.failed) == failed:
+    if new and len(results.failed) == failed and base.pinned:
         tested.write({tree: subject for _, tree, subject in rows})
     elif not new:
         results.add("patches: the trees of all are those that were tested")

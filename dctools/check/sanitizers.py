@@ -50,7 +50,7 @@ def check_sanitizers(results: Results, stack: str) -> None:
                        for name, h in [("waits", SLOW), ("unguarded", {**SLOW, "DEFER_CALL_NO_BARRIER": "1"})]]
                 for path in SLOW_STOP if drains}
         unguarded = [pool.submit(notify_test, "drain unguarded", directory, "-p",
-                                 "/x86_64/virtio-notify/blk/io_uring/stop", hooks=DRAIN_UNGUARDED)] * drains
+                                 "/x86_64/virtio-notify/blk/io_uring/stop", hooks=DRAIN_UNGUARDED)] if drains else []
     results.tap("sanitizers", log, wanted)
     if status.result():
         results.add("sanitizers exit status", f"{status.result()}, see {log}")

@@ -21,7 +21,8 @@ def check_tools(results: Results, stack: str) -> None:
     """The tools' own tests, on toy data and with bad input."""
     log = logs() / "tools.log"
     # some run make, which must not hear of the variables that were given to ours
-    env = environment.child({"STACK": "", "BUILD_DIR": str(common.settings.build)}, "MAKE")
+    env = environment.child({"STACK": "", "BUILD_DIR": str(common.settings.build),
+                             "QEMU_PYTHON": common.settings.qemu_python}, "MAKE")
     limited(alone([sys.executable, "-m", "unittest", "-b", "-v"]), log, 1200, cwd=common.ROOT / "tests", env=env)
     text = log.read_text(errors="replace")
     ran = 0

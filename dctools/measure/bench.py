@@ -50,7 +50,7 @@ def main(given: Options) -> None:
         build.build_both(stack)
     infio.bench(given)
     if generator:
-        common.progress("now without a guest, by the load generator; docs/ring.md")
+        common.progress("now without a guest, by the load generator; docs/loadgen.md")
         loadgen.bench_ring(generator)
     elif given.ring is None:
         common.progress(f"{chosen(given)[0]}= chooses a workload in the guest, so the load generator was left out; "

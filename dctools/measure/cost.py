@@ -177,7 +177,7 @@ class Options:
 
 
 def main(_: Options) -> None:
-    """make bench-cost: what deferred calls cost, in instructions.
+    """What deferred calls and requests cost, in instructions.
 
     The series' tests/bench/defer-call-bench runs under valgrind's callgrind, which counts
     instructions exactly, once with defer_call() and once with an array that is searched for

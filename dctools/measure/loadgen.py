@@ -158,7 +158,7 @@ def main(given: Options) -> None:
     more (their ratio is the noise floor, "A/A"), series. They live side by side and are
     measured in many short turns in random order, one at a time, so that what the machine
     does meanwhile happens to all of them. In the end fio does the same on the host,
-    without QEMU: how far is that limit? docs/ring.md has more.
+    without QEMU: how far is that limit? docs/loadgen.md has more.
 
     Example: dc loadgen --aio native --iodepth "1 64" --event-idx on --storage fast
     """

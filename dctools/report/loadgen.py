@@ -118,7 +118,8 @@ class LoadgenResults(Results):
         """Like table, for all configurations of a storage, engine and EVENT_IDX together."""
         found: dict[str, list[dict[str, Any]]] = {}
         for config, rows in self.table.items():
-            if config.main == "irqfd":
+            # what was interrupted early has no pairs
+            if config.main == "irqfd" and rows["iops"]["ab"]["n"]:
                 found.setdefault(f"{config.storage} {config.aio}, event_idx {config.event_idx}", []).append(rows)
         whole: dict[str, dict[str, Any]] = {}
         for name, members in found.items():

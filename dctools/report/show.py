@@ -20,9 +20,17 @@ def results(directory: pathlib.Path) -> Results:
     return LoadgenResults(directory) if (directory / LoadgenResults.NAME).is_file() else FioResults(directory)
 
 
+def last() -> pathlib.Path:
+    """Where `make bench` or `make bench-ring` has put its results last."""
+    top = common.settings.build / "results"
+    # the names begin with the time
+    return max((top / name for name in ("latest", LATEST)),
+               key=lambda link: link.resolve().name if link.exists() else "")
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
-    directory: str = options.text("", "of results", "build/results/latest", positional="?")
+    directory: str = options.text("", "of results", "the last of build/results", positional="?")
 
 
 def main(given: Options) -> None:
@@ -30,4 +38,4 @@ def main(given: Options) -> None:
 
     Example: dc results results/ring-quick
     """
-    results(pathlib.Path(given.directory or common.settings.build / "results/latest")).show()
+    results(pathlib.Path(given.directory) if given.directory else last()).show()

@@ -136,10 +136,16 @@ class Load:
 
     def find(self, n: int) -> str:
         """The name of disk n in the guest, which may need a moment to find it."""
-        def look():
-            with contextlib.suppress(ToolError):
+        why = ""
+
+        def look() -> str:
+            nonlocal why
+            try:
                 return pathlib.Path(self.vm.disk(n)[0]).name
-        return common.wait_until(look, self.patience, f"{self.name(n)}: the guest does not find it", .2)
+            except ToolError as e:
+                why = str(e)
+                return ""
+        return common.wait_until(look, self.patience, lambda: f"{self.name(n)}: {why}", .2)
 
     def verify(self, which: Sequence[int]) -> None:
         """Read again the last round of each of these disks."""
