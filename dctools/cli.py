@@ -83,7 +83,7 @@ def make_variables(argv: list[str]) -> list[str]:
         return argv
     given, targets = [v for v in argv[1].split() if not FOR_PROGRAMS.match(v)], argv[2].split()
     behind = {t: name for name, c in COMMANDS.items() for t in (c.target or name).split()}
-    options.refuse_unknown(given, names([behind[t] for t in targets if t in behind]) | set(OTHERS))
+    options.refuse_unknown(given, names([behind[t] for t in targets if t in behind]), OTHERS)
     return argv[3:]
 
 
@@ -94,7 +94,9 @@ def run(argv: list[str]) -> int:
         return 0 if argv else 2
     name, *rest = argv
     if name not in COMMANDS:
-        raise ToolError(f"{name}: no such command; there is: {' '.join(COMMANDS)}")
+        behind = [c for c, about in COMMANDS.items() if name in about.target.split()]
+        raise ToolError(f"{name}: no such command; " + (f"it is {behind[0]}" if behind else
+                                                        f"there is: {' '.join(COMMANDS)}"))
     module = importlib.import_module(COMMANDS[name].module)
     arguments = options.parser(name, about(name, module.main), module.Options, General).parse_args(rest)
     flags = options.from_arguments(arguments, module.Options, General)

@@ -132,11 +132,12 @@ def given_to(result: Any) -> frozenset[str]:
     return getattr(result, "given", frozenset())
 
 
-def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
+def refuse_unknown(given: Collection[str], known: Collection[str], others: Collection[str] = ()) -> None:
     """A ToolError if one of these variables is no option, with the nearest name."""
     for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name.upper(), known, 1)
+        if name not in known and name not in others:
+            near = [k for k in sorted(known) if k.startswith(name.upper())] or \
+                difflib.get_close_matches(name.upper(), known, 1)
             raise ToolError(f"{name}=: no such variable" + (f"; did you mean {near[0]}=?" if near else
                                                             f"; there is: {' '.join(sorted(known))}"))
 

@@ -39,7 +39,9 @@ def run(cmd: Sequence[Any], log: pathlib.Path | None = None, **kw: Any) -> str:
         raise ToolError(f"command {cmd[0]} not found; run `make install`") from e
     if p.returncode:
         said = (p.stderr.strip() or p.stdout.strip() or "said nothing").splitlines()
-        raise ToolError(f"{' '.join(cmd[:4])} failed with {p.returncode}: {said[-1]}")
+        # git goes on with advice
+        why = next((line for line in said if line.startswith("fatal: ")), said[-1])
+        raise ToolError(f"{' '.join(cmd[:4])} failed with {p.returncode}: {why}")
     return p.stdout
 
 

@@ -295,10 +295,19 @@ class Patches(unittest.TestCase):
 
 class Alone(unittest.TestCase):
     def test_other_processes_are_out_of_reach(self):
-        said = subprocess.run(sources.alone([sys.executable, "-c", "import os\nprint(sorted(filter(str.isdigit, os.listdir('/proc'))))\nos.kill(1, 0)\n"
-                                             f"try: os.kill({os.getpid()}, 0)\nexcept ProcessLookupError: print('gone')"]),
-                              stdout=subprocess.PIPE, text=True).stdout.splitlines()
-        self.assertEqual(said, ["['1']", "gone"])
+        look = ("import os\nprint(sorted(filter(str.isdigit, os.listdir('/proc'))))\n"
+                "try: os.kill({}, 0)\nexcept ProcessLookupError: print('gone')")
+        # the look has few processes, so that of all of these numbers one is none of them
+        others = [subprocess.Popen(["sleep", "60"]) for _ in range(8)]
+        try:
+            p = subprocess.run(sources.alone([sys.executable, "-c", look.format(others[-1].pid)]),
+                               stdout=subprocess.PIPE, text=True)
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+        self.assertEqual((p.returncode, p.stdout.splitlines()), (0, ["['1', '2']", "gone"]))
+        self.assertEqual(subprocess.run(sources.alone(["sh", "-c", "exit 7"])).returncode, 7)
 
 
 class Setenv(unittest.TestCase):

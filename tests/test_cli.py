@@ -61,6 +61,7 @@ class Commands(unittest.TestCase):
 
     def test_bad_arguments_are_a_line(self):
         for arguments, said in [(["nonsense"], "nonsense: no such command; there is: series build"),
+                                (["bench-ring"], "bench-ring: no such command; it is loadgen"),
                                 (["stress", "unit"], "unrecognized arguments: unit"),
                                 (["stress", "--round", "5"], "unrecognized arguments: --round"),
                                 (["stress", "--rounds"], "expected one argument"),
@@ -68,7 +69,7 @@ class Commands(unittest.TestCase):
                                 (["series"], "give one of tree, export, check, mail"),
                                 (["series", "dance"], "dance: give one of tree export"),
                                 (["results", "/nonexistent"], "/nonexistent: no such results directory"),
-                                (["signs"], "give the directory of the claimed results")]:
+                                (["signs"], "CLAIMED= gives the directory of the claimed results")]:
             status, out, err = run(*arguments)
             with self.subTest(arguments):
                 self.assertEqual((status, out, err.count("\n")), (1, "", 1), err)
@@ -100,6 +101,7 @@ class Variables(unittest.TestCase):
 
     def test_make_refuses_what_no_option_has(self):
         for arguments, said in [(["bench", "PAIR=12"], "PAIR=: no such variable; did you mean PAIRS=?"),
+                                (["results", "DIR=x"], "DIR=: no such variable; did you mean DIRECTORY=?"),
                                 (["check", "STACKS=v7.2"], "STACKS=: no such variable; did you mean STACK=?"),
                                 (["stress", "SOMETHING=1"], "SOMETHING=: no such variable; there is: "),
                                 (["stress", "MINUTES=5"], "MINUTES=: no such variable"),

@@ -14,7 +14,10 @@ from dctools.process import limited
 
 def alone(cmd: Sequence[str]) -> list[str]:
     """The command where no process but its own can be seen, so that none can be hit by mistake."""
-    return ["unshare", *([] if os.geteuid() == 0 else ["-r"]), "--pid", "--fork", "--mount-proc", "--kill-child", *cmd]
+    user = [] if os.geteuid() == 0 else ["-r"]
+    # process 1 gets the orphans of others, so that shall be the shell
+    return ["unshare", *user, "--pid", "--fork", "--mount-proc", "--kill-child",
+            "sh", "-c", '"$@"; exit $?', "sh", *cmd]
 
 
 def check_tools(results: Results, stack: str) -> None:

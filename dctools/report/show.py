@@ -36,6 +36,6 @@ class Options:
 def main(given: Options) -> None:
     """Table, summary and HTML page of results, of fio in a guest or of the load generator.
 
-    Example: dc results results/ring-quick
+    Example: dc results results/ring-quick-epyc25
     """
     results(pathlib.Path(given.directory) if given.directory else last()).show()

@@ -56,5 +56,5 @@ def main(given: Options) -> None:
     Example: dc signs results/ring-quick build/results/latest-ring
     """
     if not given.claimed:
-        raise ToolError("give the directory of the claimed results, and perhaps another one")
+        raise ToolError("CLAIMED= gives the directory of the claimed results, and DIRECTORY= perhaps another one")
     signs(given.claimed, given.directory or str(common.settings.build / "results" / LATEST))
