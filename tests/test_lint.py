@@ -32,6 +32,7 @@ class TestCheck(Toy):
 
     def test_hooks_for_tests_may_lie_beside(self):
         (self.dir / "hooks.diff").write_text("x\n")
+        (self.dir / "tested.json").write_text("{}\n")
         self.test_good_series()
 
     def test_good_series(self):
