@@ -186,7 +186,7 @@ class Keeping(unittest.TestCase):
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                infio.bench(options.load(infio.Workload, {"PAIRS": "3", "AIO": "native", "SEED": "1"} | env), run)
+                infio.bench(parameters({"PAIRS": "3", "AIO": "native", "SEED": "1"} | env), run)
             except (KeyboardInterrupt, ToolError) as e:
                 return out.getvalue(), err.getvalue(), e
         return out.getvalue(), err.getvalue(), None

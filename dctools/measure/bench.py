@@ -40,7 +40,7 @@ def main(given: Options) -> None:
 
     Example: dc bench --aio io_uring --iodepth 128 --pairs 12
     """
-    infio.checked(given)                # nonsense shall not wait until QEMU is built
+    workload = infio.checked(given)     # nonsense shall not wait until QEMU is built
     with_ring = not chosen(given) if given.ring is None else given.ring
     generator = generator_parameters(given) if with_ring else None
     stack = common.stack_name()
@@ -48,7 +48,7 @@ def main(given: Options) -> None:
         series.update_tree(stack)       # for QEMU's python library
     else:
         build.build_both(stack)
-    infio.bench(given)
+    infio.bench(workload)
     if generator:
         common.progress("now without a guest, by the load generator; docs/loadgen.md")
         loadgen.bench_ring(generator)

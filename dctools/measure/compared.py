@@ -8,6 +8,8 @@ import pathlib
 import platform
 import re
 import stat
+from collections.abc import Sequence
+from typing import Any
 
 from dctools import common, guest, process
 from dctools.common import ToolError
@@ -86,6 +88,20 @@ def host() -> dict[str, object]:
         name += f", family {cpu['cpu family']}, model {cpu['model']}"
     return {"cpus": len(os.sched_getaffinity(0)), "cpu": name,
             "kernel": platform.release(), "accelerator": guest.accelerator()}
+
+
+def busy_seconds() -> float:
+    """CPU seconds that all of the machine has used so far."""
+    # all but idle and iowait; guest time is already part of user time
+    ticks = [int(n) for n in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def about(parameters: Any, stack: str, both: Sequence[Binary]) -> dict[str, Any]:
+    """What each kind of results says of itself."""
+    return {"parameters": dataclasses.asdict(parameters), "stack": stack,
+            "binaries": [dataclasses.asdict(b) for b in both], "host": host(),
+            "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}"}
 
 
 def new_directory(name: str, newest: str = "latest") -> pathlib.Path:

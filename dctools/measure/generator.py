@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from dctools import common, guest, process
 from dctools.common import ToolError
+from dctools.measure import compared
 from dctools.measure.plan import Config, Parameters
 
 T = TypeVar("T")
@@ -232,16 +233,12 @@ def run_turns(arguments: Mapping[str, Sequence[str]], order: Sequence[Sequence[s
 
 def kept(run: Callable[[], dict[str, Raw]]) -> dict[str, Raw]:
     """What is kept of run()'s results, with the CPUs that other processes took meanwhile."""
-    def machine():
-        ticks = [int(n) for n in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
-
     def own():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
-    before = machine(), own(), time.monotonic()
+    before = compared.busy_seconds(), own(), time.monotonic()
     results = run()
-    busy, ours, took = (b - a for a, b in zip(before, (machine(), own(), time.monotonic())))
+    busy, ours, took = (b - a for a, b in zip(before, (compared.busy_seconds(), own(), time.monotonic())))
     for raw in results.values():
         raw.pop("parameters")
         calls = raw["syscalls"]["per_io"]

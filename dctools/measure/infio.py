@@ -9,7 +9,6 @@ the other, in an order that is random but the same within the round.
 
 import contextlib
 import dataclasses
-import datetime
 import os
 import pathlib
 import random
@@ -144,12 +143,10 @@ def counters(pid: int | None, tid: int) -> dict[str, float]:
     task = pathlib.Path(f"/proc/{pid}/task/{tid}")
     io = dict(line.split(": ") for line in (task / "io").read_text().splitlines())
     tick = os.sysconf("SC_CLK_TCK")
-    # all but idle and iowait; guest time is already part of user time
-    cpu = [int(n) for n in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     own = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return {"time": time.monotonic(), "syscw": int(io["syscw"]),
             "cpu_ns": int((task / "schedstat").read_text().split()[0]),
-            "machine_cpu_s": (sum(cpu) - cpu[3] - cpu[4]) / tick,
+            "machine_cpu_s": compared.busy_seconds(),
             "qemu_cpu_s": (int(own[11]) + int(own[12])) / tick}
 
 
@@ -208,7 +205,7 @@ def measure(p: Workload, both: Sequence[compared.Binary], disk: str, out: pathli
     rounds = plan(p)
     total = len(rounds) * len(p.aio)
     start, n = time.monotonic(), 0
-    for i, (pair, role, engines) in enumerate(rounds):
+    for pair, role, engines in rounds:
         binary = both[1] if role == "series" else both[0]
         process = run(binary, engines, p, disk, f"{pair:03}-{role}", out / "log")
         with contextlib.closing(process):       # ends QEMU whatever happens in between
@@ -225,8 +222,7 @@ def measure(p: Workload, both: Sequence[compared.Binary], disk: str, out: pathli
 
 
 def bench(p: Workload, run: Callable[..., Runs] = run_process) -> None:
-    """Measure, and show what was measured, even if that was interrupted."""
-    p = checked(p)
+    """Measure with parameters that are checked(), and show what was measured, even if that was interrupted."""
     stack = common.stack_name()
     both = compared.binaries(p.qemu_a, p.qemu_b, stack)
     guest.qemu_python(stack)
@@ -235,10 +231,7 @@ def bench(p: Workload, run: Callable[..., Runs] = run_process) -> None:
     guest.check_direct(disk)
     common.need_space(common.settings.build / "results", 64)
     out = compared.new_directory("A-B" if p.qemu_a else stack)
-    common.write_json(out / "bench.json", {
-        "parameters": dataclasses.asdict(p), "stack": stack, "disk": disk,
-        "binaries": [dataclasses.asdict(b) for b in both], "host": compared.host(),
-        "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}"})
+    common.write_json(out / "bench.json", {**compared.about(p, stack, both), "disk": disk})
     common.progress(f"{p.pairs} pairs x {len(p.aio)} engines x (base, base again, series), "
                     f"{p.runtime:g} s each, seed {p.seed}; results in {out}")
     stopped: BaseException | None = None

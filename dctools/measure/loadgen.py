@@ -3,8 +3,6 @@
 
 import concurrent.futures
 import contextlib
-import dataclasses
-import datetime
 import functools
 import json
 import os
@@ -128,9 +126,7 @@ def bench_ring(p: Parameters, run: Compare = compare) -> None:
         out = compared.new_directory("ring-" + ("A-B" if p.qemu_a else stack), LATEST)
         first = p.configs[0]
         info = {
-            "parameters": dataclasses.asdict(p), "stack": stack,
-            "disk": p.disk or "a file of our own", "binaries": [dataclasses.asdict(b) for b in both],
-            "host": compared.host(), "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}",
+            **compared.about(p, stack, both), "disk": p.disk or "a file of our own",
             "command": command(both[0].path, first, p, found[first.storage, first.aio], p.seed)}
         # without the paths of this machine, to be shown elsewhere
         common.write_json(out / "ring.json", json.loads(json.dumps(info).replace(f"{common.ROOT}/", "")))
