@@ -80,12 +80,13 @@ def words(known: Collection[str], default: tuple[str, ...] | None, help: str, sh
     return option(parse, default, help, shown)
 
 
-def numbers(default: tuple[int, ...], most: int, help: str) -> Any:
+def numbers(default: tuple[int, ...], most: int, help: str, least: int = 1) -> Any:
     """One or more whole numbers, each once."""
     def parse(given: str) -> tuple[int, ...]:
         found = re.split(r"[ ,]+", given.strip())
-        if not all(re.fullmatch(r"[1-9]\d{0,5}", v) and int(v) <= most for v in found) or len(set(found)) < len(found):
-            raise ValueError(f"give whole numbers from 1 to {most}, each once")
+        if not all(re.fullmatch(r"0|[1-9]\d{0,9}", v) and least <= int(v) <= most for v in found) \
+                or len(set(found)) < len(found):
+            raise ValueError(f"give whole numbers from {least} to {most}, each once")
         return tuple(map(int, found))
     return option(parse, default, help)
 

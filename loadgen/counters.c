@@ -33,6 +33,15 @@ static uint64_t thread_number(pid_t tid, const char *file, const char *after)
     return first_number(path, after);
 }
 
+/*
+ * Inter-processor interrupts by which another CPU has told the IOThread's to
+ * look what there is to do.  Reading them takes a while.
+ */
+uint64_t rescheduling_interrupts(void)
+{
+    return opt.iothread_cpu < 0 ? 0 : cpu_interrupts("RES", opt.iothread_cpu);
+}
+
 static struct figures read_figures(void)
 {
     struct figures f;

@@ -14,9 +14,11 @@
 struct figures {
     uint64_t time, iothread_cpu, main_cpu, process_cpu, driver_cpu;
     uint64_t syscw, syscr;
+    uint64_t rescheduling;      /* of the IOThread's CPU, if it has one */
     struct counts count;
 };
 
+uint64_t rescheduling_interrupts(void);
 void measure(struct figures *sum, double seconds, unsigned parts);
 
 #endif

@@ -118,7 +118,9 @@ static void measure_all(struct figures *measured, struct figures *counted)
     }
     wait_for_turn();
     enable_call_counters();
+    counted->rescheduling = -rescheduling_interrupts();
     measure(counted, opt.count_seconds, 1);
+    counted->rescheduling += rescheduling_interrupts();
     disable_call_counters();
     drain();
 }

@@ -10,5 +10,6 @@
 #include <stdint.h>
 
 uint64_t first_number(const char *path, const char *after);
+uint64_t cpu_interrupts(const char *name, unsigned cpu);
 
 #endif

@@ -72,6 +72,9 @@ static void print_calls(const struct figures *c)
 
     printf(" \"syscalls\": {\"seconds\": %.6f, \"ios\": %.0f, ",
            c->time / 1e9, n);
+    if (opt.iothread_cpu >= 0) {
+        printf("\"rescheduling\": %.6f, ", c->rescheduling / n);
+    }
     if (*calls_missing) {
         printf("\"source\": \"/proc only: %s\", \"per_io\": "
                "{\"write\": %.6f, \"read\": %.6f", calls_missing,

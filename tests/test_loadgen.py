@@ -36,7 +36,7 @@ def raw(iops=1000.0, writes=0.5, cpu=3000.0, p99=80.0, source="perf tracepoints"
             "batches_seen": {"number": 10, "mean": 2, "max": 4},
             "cpu_ns_per_io": {"iothread": cpu, "main": 0, "process": cpu, "driver": 1},
             "per_io": {"writes": writes, "reads": 0.1, "kicks": 0.2, "interrupts": writes},
-            "syscalls": {"source": source, "per_io": {"write": writes, "io_submit": 0.03, "ppoll": 0.02}},
+            "syscalls": {"source": source, "rescheduling": 0.25, "per_io": {"write": writes, "io_submit": 0.03, "ppoll": 0.02}},
             "took": 2.0, "others": 0.1}
 
 
@@ -132,6 +132,23 @@ class Parameters(unittest.TestCase):
         self.assertIn("disk", {c.storage for c in p.configs})
         self.assertLess(len(p.configs) * p.pairs * 3 * (p.seconds + generator.WARM_UP + generator.COUNT + loadgen.START_UP), 600)
 
+    def test_a_stack_has_a_quick_plan_of_its_own(self):
+        with mock.patch.object(common.settings, "stack", "v10.2"):
+            p = parameters(QUICK="1")
+        self.assertEqual(len(set(p.configs)), len(p.configs))
+        self.assertEqual({(c.qd, c.irq, c.poll_max_ns) for c in p.configs if c.qd < 64},
+                         {(d, "batch", n) for d in (1, 4, 16) for n in (0, 32768)} | {(1, "each", 0), (4, "each", 0)})
+        self.assertLess(len(p.configs), plan.MANY)
+
+    def test_polling_is_part_of_a_configuration(self):
+        p = parameters(AIO="native", IODEPTH="1", QUEUES="1", EVENT_IDX="on", IRQ="batch", STORAGE="fast",
+                       POLL_MAX_NS="0 32768")
+        self.assertEqual([c.poll_max_ns for c in p.configs], [0, 32768])
+        self.assertEqual(len(set(map(str, p.configs))), 2)
+        for c in p.configs:
+            command = generator.command("qemu", c, p, generator.Image("image", True, "all"), 1)
+            self.assertEqual(command[command.index("--poll-max-ns") + 1], str(c.poll_max_ns))
+
     def test_selection(self):
         p = parameters(AIO="native,threads", IODEPTH="8 2", QUEUES="3", EVENT_IDX="off", IRQ="batch",
                        STORAGE="fast", SECONDS="0.5", PAIRS="4", BS="64k", RW="mix:30")
@@ -147,7 +164,7 @@ class Parameters(unittest.TestCase):
                     {"MAIN": "other"}, {"STORAGE": "tape"}, {"PAIRS": "0"}, {"PAIRS": "2.5"},
                     {"SECONDS": "0"}, {"SECONDS": "nan"}, {"RW": "randread"}, {"RW": "mix:101"},
                     {"BS": "100"}, {"BS": "2m"}, {"BATCH": "0"}, {"MIN_IOS": "0"}, {"REACTION_US": "-1"},
-                    {"JITTER": "some"}, {"LAYOUTS": "7"}, {"POLL_MAX_NS": "x"}, {"INDIRECT": "perhaps"}, {"SEED": "-1"}, {"CPUS": "0"},
+                    {"JITTER": "some"}, {"LAYOUTS": "7"}, {"POLL_MAX_NS": "x"}, {"POLL_MAX_NS": "-1"}, {"POLL_MAX_NS": "0 0"}, {"INDIRECT": "perhaps"}, {"SEED": "-1"}, {"CPUS": "0"},
                     {"CPUS": "0 0"}, {"CPUS": "0 7"}, {"DISK": "/nonexistent"}, {"DISK": "/dev/null"},
                     {"QEMU_A": "/bin/true"}, {"QEMU_B": "/bin/true"}, {"QUICK": "1", "AIO": "native"},
                     {"QUICK": "perhaps"}, {"INDIRECT": "off", "IODEPTH": "512"}]:
@@ -526,6 +543,26 @@ class Program(unittest.TestCase):
         self.assertEqual(p.stderr.count("\n"), 1, p.stderr)
         self.assertIn(expected, p.stderr)
         self.assertEqual(p.stdout, "")
+
+    def test_interrupts_of_a_cpu(self):
+        main = self.dir / "main.c"
+        main.write_text('#include <stdio.h>\n#include <stdlib.h>\n#include "end.h"\n#include "proc.h"\n'
+                        'void die(const char *format, ...) { abort(); }\n'
+                        'int main(int n, char **v) { return n != 3 || !printf("%llu", '
+                        '(unsigned long long)cpu_interrupts(v[1], atoi(v[2]))); }\n')
+        generator.compile_c([main, generator.SOURCES / "proc.c"], self.dir / "interrupts",
+                            [f"-I{generator.SOURCES}", "-Wno-unused-parameter"])
+
+        def counted(name, cpu):
+            head, *lines = pathlib.Path("/proc/interrupts").read_text().splitlines()
+            column = head.split().index(f"CPU{cpu}")
+            return next((int(line.split()[1 + column]) for line in lines if line.split()[0] == f"{name}:"), 0)
+        for name in ["RES", "LOC", "ES"]:
+            for cpu in os.sched_getaffinity(0):
+                before = counted(name, cpu)
+                found = int(process.run([self.dir / "interrupts", name, cpu]))
+                self.assertTrue(before <= found <= counted(name, cpu), (name, cpu, before, found))
+        self.assertGreater(counted("LOC", cpu), 0)
 
     def test_bad_options(self):
         good = ["--qemu", "/bin/false", "--image", self.image]

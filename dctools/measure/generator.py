@@ -127,7 +127,7 @@ def command(binary: pathlib.Path | str, config: Config, p: Parameters, image: Im
         "--cache-direct", "on" if image.direct else "off", "--qd", config.qd, "--queues", config.queues,
         "--event-idx", config.event_idx, "--irq", config.irq, "--wait", config.wait,
         *placement(config, p.cpus), "--reaction-us", p.reaction_us, "--jitter", p.jitter, "--batch", p.batch,
-        "--poll-max-ns", p.poll_max_ns, "--indirect", p.indirect, "--rw", p.rw, "--bs", p.bs,
+        "--poll-max-ns", config.poll_max_ns, "--indirect", p.indirect, "--rw", p.rw, "--bs", p.bs,
         "--machine", p.machine, "--seconds", p.seconds, "--min-ios", p.min_ios, "--warmup", WARM_UP,
         "--count-seconds", COUNT, "--verify", image.verify, "--seed", seed]]
 

@@ -10,10 +10,11 @@ import random
 import re
 from collections.abc import Sequence
 
-from dctools import guest, options
+from dctools import common, guest, options
 from dctools.common import ToolError
 from dctools.measure import compared
 
+DEFAULT_POLL = 32768    # nanoseconds: poll-max-ns of an IOThread if nobody says otherwise
 MANY = 40               # configurations: with more, fewer pairs and shorter turns
 TURN = 0.05             # seconds that one process is measured before it is another's turn
 CHOICES = {"aio": guest.AIO, "event_idx": ["on", "off"], "irq": ["each", "batch", "off"],
@@ -37,11 +38,13 @@ class Config:
     irq: str
     wait: str
     main: str
+    poll_max_ns: int = 0        # of the IOThread; results that are older have it for all
 
     def __str__(self) -> str:
         return (f"{self.storage} {self.aio} qd {self.qd} x {self.queues}, event_idx {self.event_idx}, "
                 f"irq {self.irq}" + (", waits for it" if self.wait == "irq" else "") +
-                ("" if self.main == "irqfd" else f", main: {self.main}"))
+                ("" if self.main == "irqfd" else f", main: {self.main}") +
+                (f", polls {self.poll_max_ns} ns" if self.poll_max_ns else ""))
 
 
 def read_write(text: str) -> str:
@@ -75,7 +78,6 @@ class Parameters:
     batch: int
     reaction_us: float
     jitter: str         # of the reaction time, from 0 to twice as much
-    poll_max_ns: int
     layouts: bool       # each pair has binaries of its own, the same objects linked in another order
     indirect: str
     machine: str
@@ -109,7 +111,7 @@ class Options:
     batch: int = options.number(64, 1, 1024, "requests that the driver adds before it kicks")
     reaction_us: float = options.number(0.2, 0, 1e6, "microseconds until the driver sees an interrupt", float)
     jitter: bool = options.switch(False, "let that be at random from 0 to twice as much")
-    poll_max_ns: int = options.number(0, 0, 10 ** 9, "of the IOThread")
+    poll_max_ns: tuple[int, ...] = options.numbers((0,), 10 ** 9, "the IOThread polls so long (QEMU: 32768)", 0)
     indirect: bool = options.switch(True, "indirect descriptors")
     pairs: int | None = options.number(None, 1, 10000, "pairs of processes", shown="8; 2 with many configurations")
     seconds: float | None = options.number(None, 0.05, 3600, "measured of each process", float,
@@ -140,6 +142,19 @@ def quick_plan() -> list[Config]:
             config("fast", "native", main="driver"), config("fast", "native", main="iothread")]
 
 
+def low_depth_plan() -> list[Config]:
+    """What QEMU 10.2.2 lost where few requests are in flight, and what must not get lost where many are."""
+    rows = [(1, "batch", 0), (4, "batch", 0), (16, "batch", 0), (1, "each", 0), (4, "each", 0),
+            (1, "batch", DEFAULT_POLL), (4, "batch", DEFAULT_POLL), (16, "batch", DEFAULT_POLL),
+            (64, "each", 0), (64, "batch", 0)]
+    return [Config("fast", aio, qd, 1, "on", irq, NATURAL_WAIT[irq], "irqfd", poll)
+            for qd, irq, poll in rows for aio in guest.AIO]
+
+
+# Stacks that have targets of their own
+QUICK = {"v10.2": low_depth_plan}
+
+
 def cpu_list() -> list[int]:
     """The CPUs that we may use, one of each core first."""
     cores: collections.Counter[str] = collections.Counter()
@@ -161,8 +176,8 @@ def full_plan(o: Options, cpus: Sequence[int]) -> list[Config]:
         raise ToolError("MAIN=other: needs a third CPU; give driver or iothread")
     if o.wait and "irq" in o.wait and "off" in o.irq:
         raise ToolError("WAIT=irq and IRQ=off: no interrupt would come; give IRQ= as well")
-    found = [Config(s, a, d, q, e, i, w, m) for s, a, d, q, e, i, m in
-             itertools.product(o.storage, o.aio, o.iodepth, o.queues, o.event_idx, o.irq, main)
+    found = [Config(s, a, d, q, e, i, w, m, n) for s, a, d, q, e, i, m, n in
+             itertools.product(o.storage, o.aio, o.iodepth, o.queues, o.event_idx, o.irq, main, o.poll_max_ns)
              for w in o.wait or [NATURAL_WAIT[i]]]
     if not o.main and (list(o.irq), list(o.event_idx)) == (CHOICES["irq"], CHOICES["event_idx"]):
         # the main thread's other places, shown where they matter most
@@ -177,11 +192,11 @@ def parameters(o: Options) -> Parameters:
     if len(cpus) < 2:
         raise ToolError("one CPU is not enough: driver and IOThread need one each")
     if o.quick:
-        for name in [*CHOICES, "iodepth", "queues"]:
+        for name in [*CHOICES, "iodepth", "queues", "poll_max_ns"]:
             if name in options.given_to(o):
                 raise ToolError(f"QUICK=1 has its own configurations; leave {name.upper()}= or QUICK= out")
     compared.check_given(o.qemu_a, o.qemu_b)
-    configs = quick_plan() if o.quick else full_plan(o, cpus)
+    configs = QUICK.get(common.stack_name(), quick_plan)() if o.quick else full_plan(o, cpus)
     if not o.indirect and max(c.qd for c in configs) > 341:
         raise ToolError("INDIRECT=off: at most 341 requests fit in a queue; give IODEPTH=")
     if o.disk and not any(c.storage == "disk" for c in configs):
@@ -193,7 +208,7 @@ def parameters(o: Options) -> Parameters:
         # the full plan has hundreds of configurations, and is read group by group
         pairs=o.pairs or (2 if many else 8), seconds=seconds, turns=min(1000, round(seconds / TURN)),
         min_ios=o.min_ios, batch=o.batch, reaction_us=o.reaction_us, jitter="on" if o.jitter else "off",
-        poll_max_ns=o.poll_max_ns, layouts=not o.qemu_a if o.layouts is None else o.layouts, machine=o.machine,
+        layouts=not o.qemu_a if o.layouts is None else o.layouts, machine=o.machine,
         seed=random.SystemRandom().randrange(1 << 31) if o.seed is None else o.seed,
         disk=compared.own_disk(o.disk, o.rw != "read", o.write_ok, o.rw) if o.disk else "", write_ok=o.write_ok,
         cpus={"driver": cpus[0], "iothread": cpus[1], "other": cpus[2] if len(cpus) > 2 else None},

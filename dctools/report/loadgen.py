@@ -34,7 +34,8 @@ def metrics(run: dict[str, Any]) -> dict[str, float]:
             "p50": run["latency_us"]["p50"], "p99": run["latency_us"]["p99"],
             "p999": run["latency_us"]["p999"], "interrupts": run["per_io"]["interrupts"],
             "kicks": run["per_io"]["kicks"], "submits": of("io_submit", "io_uring_enter"),
-            "polls": of("ppoll", "epoll_wait", "epoll_pwait2")}
+            "polls": of("ppoll", "epoll_wait", "epoll_pwait2"),
+            "rescheduling": run["syscalls"].get("rescheduling", math.nan)}
 
 
 def limits(directory: pathlib.Path) -> dict[tuple[Any, ...], float]:
@@ -65,6 +66,7 @@ class LoadgenResults(Results):
         "polls": ("polls per I/O", ".4f", False),
         "interrupts": ("interrupts per I/O", ".4f", False),
         "kicks": ("kicks per I/O", ".4f", False),
+        "rescheduling": ("rescheduling interrupts per I/O", ".4f", False),
         "process_cpu": ("QEMU ns per I/O", ",.0f", False),
     }
     LATENCY = ["p50", "p99", "p999"]
@@ -120,7 +122,8 @@ class LoadgenResults(Results):
         for config, rows in self.table.items():
             # what was interrupted early has no pairs
             if config.main == "irqfd" and rows["iops"]["ab"]["n"]:
-                found.setdefault(f"{config.storage} {config.aio}, event_idx {config.event_idx}", []).append(rows)
+                polls = f", polls {config.poll_max_ns} ns" if config.poll_max_ns else ""
+                found.setdefault(f"{config.storage} {config.aio}, event_idx {config.event_idx}{polls}", []).append(rows)
         whole: dict[str, dict[str, Any]] = {}
         for name, members in found.items():
             if len(members) < 2:
@@ -139,8 +142,9 @@ class LoadgenResults(Results):
         cpus = p["cpus"]
         busy = sum(r["others"] for r in self.runs) / len(self.runs) / host["cpus"]
         jitter = ", at random up to twice that" if p.get("jitter") == "on" else ""
+        polls = f"poll-max-ns {p['poll_max_ns']}; " if "poll_max_ns" in p else ""
         yield (f"{p['rw']} of {p['bs']} bytes, {p['seconds']:g} s, at random; reaction time of the driver "
-               f"{p['reaction_us']:g} us{jitter}; poll-max-ns {p['poll_max_ns']}; indirect descriptors {p['indirect']}")
+               f"{p['reaction_us']:g} us{jitter}; {polls}indirect descriptors {p['indirect']}")
         yield ("fast: tmpfs with O_DIRECT, for io_uring a page-cached file; disk: "
                f"{self.info['disk']} with O_DIRECT")
         yield (f"driver on CPU {cpus['driver']}, IOThread (and the workers of aio=threads) on CPU "
@@ -256,5 +260,5 @@ class LoadgenResults(Results):
         single, many = {str(c): rows for c, rows in self.table.items()}, self.groups()
         told = {**single, **many} if everything else many if self.many else single
         return {(title, m): rows[m] for title, rows in told.items() for m in self.TOLD}, \
-            {k: {"jitter": "off", **self.info["parameters"]}[k] for k in
+            {k: {"jitter": "off", "poll_max_ns": 0, **self.info["parameters"]}[k] for k in
              ("rw", "bs", "batch", "reaction_us", "jitter", "poll_max_ns", "indirect")}
