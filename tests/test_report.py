@@ -168,6 +168,17 @@ class Directory(unittest.TestCase):
         self.assertIn("QEMU &lt;0&gt;", page)
         self.assertNotRegex(page, r'(src|href)="(?!#)')       # self-contained
 
+    def test_markdown(self):
+        self.fill(series=lambda rng: {"syscw": 100 + rng.randrange(5)})
+        results = report.FioResults(self.dir)
+        head, rule, *rows = results.markdown(["writes", "cpu"]).splitlines()
+        self.assertEqual(head, f"|  | write(2) per I/O | {results.METRICS['cpu'][0].split(' [')[0]} | A/A: IOPS |")
+        self.assertEqual(len(rows), len(results.table))
+        self.assertEqual({line.count("|") for line in (head, rule, *rows)}, {5})
+        self.assertRegex(rows[0].split("|")[2], r"^ 0\.2\d\d \[0\.\d+, 0\.\d+\] $")
+        with self.assertRaisesRegex(ToolError, "speed is no metric; there are iops"):
+            results.markdown(["iops", "speed"])
+
     def test_a_loss_is_called_worse(self):
         self.fill(series=lambda rng: {"syscw": 900 + rng.randrange(5)})
         self.assertRegex(self.show()[0], r"(?m)^write\(2\) per I/O .* worse$")

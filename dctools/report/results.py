@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dctools.common import ToolError
 from dctools.report import page
 from dctools.report.statistics import middle
 
@@ -89,6 +90,16 @@ class Results:
         return (title, number_text(r["base"], form), number_text(r["series"], form),
                 ratio_text(r["ab"]), "n/a" if r["ab"]["p"] is None else f"{r['ab']['p']:.3f}",
                 ratio_text(r["aa"]), r["verdict"])
+
+    def markdown(self, wanted: Sequence[str]) -> str:
+        """A table in Markdown: for each configuration the ratios of these metrics, and the A/A ratio of IOPS."""
+        if unknown := [m for m in wanted if m not in self.METRICS]:
+            raise ToolError(f"{unknown[0]} is no metric; there are {', '.join(self.METRICS)}")
+        lines = [["", *(self.METRICS[m][0].split(" [")[0] for m in wanted), "A/A: IOPS"]]
+        lines.append(["---"] * len(lines[0]))
+        lines += [[str(name), *(ratio_text(rows[m]["ab"]) for m in wanted), ratio_text(rows["iops"]["aa"])]
+                  for name, rows in self.table.items()]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def fill_page(self, title: str, summary: str, figures: str, tables: str, command: Sequence[str],
                   job: str = "") -> str:

@@ -31,11 +31,18 @@ def last() -> pathlib.Path:
 @dataclasses.dataclass(frozen=True)
 class Options:
     directory: str = options.text("", "of results", "the last of build/results", positional="?")
+    markdown: str = options.text("", "print a Markdown table of these metrics alone, such as \"iops cpu p99\"")
 
 
 def main(given: Options) -> None:
     """Table, summary and HTML page of results, of fio in a guest or of the load generator.
 
-    Example: dc results results/ring-quick-epyc25
+    With --markdown, a table as the documents have it: ratios with their intervals.
+
+    Example: dc results results/ring-quick-epyc25 --markdown "iops cpu p99"
     """
-    results(pathlib.Path(given.directory) if given.directory else last()).show()
+    found = results(pathlib.Path(given.directory) if given.directory else last())
+    if given.markdown:
+        print(found.markdown(given.markdown.split()))
+    else:
+        found.show()
