@@ -477,6 +477,10 @@ class Rows(unittest.TestCase):
 
     def test_events(self):
         self.assertEqual(self.events("UNUNsUURNsUNUUU"), "UNUNUURNUN")
+        later = {"U": "virtio_notify_batch vdev 0x1 vq 0x2 at_once 1", "N": "virtio_notify vdev 0x1 vq 0x2",
+                 "s": "virtio_notify vdev 0x1 vq 0x3", "R": "virtio_notify_batch_deferred_fn vdev 0x1 vq 0x2"}
+        with mock.patch.object(self, "NAMES", later):
+            self.assertEqual(self.events("UNUNsUURNsUNUUU"), "UNUNUURNUN")
 
     def test_good(self):
         instrument.judge_rows("URNUURNUUURN" * 5, False)

@@ -201,6 +201,18 @@ class Directory(unittest.TestCase):
         (self.dir / "run-009.json").unlink()        # series of pair 3
         self.assertIn("2 pairs of 3 planned", self.show()[0])
 
+    def test_several_results_are_listed(self):
+        self.fill(pairs=1)
+        other = self.dir / "other"
+        other.mkdir()
+        (self.dir / "bench.json").rename(other / "bench.json")
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            show.main(show.Options(directory=str(self.dir)))
+        self.assertEqual(out.getvalue(), "other: series (<0>) / base (<0>), 2024-01-01, x\n")
+        (other / "bench.json").write_text("{}")
+        with self.assertRaisesRegex(ToolError, "other/bench.json is damaged"):
+            show.main(show.Options(directory=str(self.dir)))
+
     def test_only_one_side(self):
         self.fill(pairs=1, engines=("native",))
         (self.dir / "run-003.json").unlink()

@@ -18,6 +18,9 @@ from dctools.report.statistics import paired
 
 WRAPS = 4       # times 65,536 requests
 DOUBLE_WRITES = SOURCES / "preload" / "doublewrite.c"
+# QEMU's trace events, of v7.2 and of v10.2: a used buffer, a notification, a deferred call
+LETTERS = {"virtio_notify_irqfd": "U", "virtio_notify_irqfd_send": "N", "defer_call_run": "R",
+           "virtio_notify_batch": "U", "virtio_notify": "N", "virtio_notify_batch_deferred_fn": "R"}
 BATCHES = SOURCES / "preload" / "batches.c"
 # aio-max-batch of the IOThread and of the file, and the most that QEMU then submits at once
 BATCH_LIMITS = [(0, 0, 32), (4, 0, 4), (0, 4, 4), (8, 4, 4), (4, 8, 4)]
@@ -102,12 +105,13 @@ def check_wraps(binary: pathlib.Path | str) -> None:
                 raise ToolError(f"{config}: {done} requests, {WRAPS << 16} were wanted")
 
 
-def check_writes(binary: pathlib.Path | str, most: float = PER_BATCH) -> None:
+def check_writes(binary: pathlib.Path | str, most: float = PER_BATCH,
+                 event_idx: Sequence[str] = ("on", "off")) -> None:
     """There are few notifications for a batch of completions that a waiting driver finds.
 
     A machine with more to do makes more of them, not fewer, so one of three runs will do.
     """
-    p = _small(aio=("native", "io_uring"), iodepth=(64,), queues=(1, 4), event_idx=("on", "off"), irq=("batch",),
+    p = _small(aio=("native", "io_uring"), iodepth=(64,), queues=(1, 4), event_idx=tuple(event_idx), irq=("batch",),
                wait=("irq",))
     with images(p) as found:
         for config in p.configs:
@@ -124,10 +128,10 @@ def trace_events(trace: str) -> str:
 
     Up to the last notification; QEMU may have been killed after that.
     """
-    found = re.findall(r"^(virtio_notify_irqfd(?:_send)?|defer_call_run) .* (\S+)$", trace, re.M)
-    queues = {pointer for event, pointer in found if event == "virtio_notify_irqfd"}
-    letter = {"virtio_notify_irqfd": "U", "virtio_notify_irqfd_send": "N", "defer_call_run": "R"}
-    events = "".join(letter[event] for event, pointer in found if pointer in queues)
+    found = [(LETTERS[event], pointer)
+             for event, pointer in re.findall(rf"^({'|'.join(LETTERS)}) .* (?:vq|opaque) (\S+)", trace, re.M)]
+    queues = {pointer for letter, pointer in found if letter == "U"}
+    events = "".join(letter for letter, pointer in found if pointer in queues)
     return events[:events.rfind("N") + 1]
 
 
@@ -155,7 +159,7 @@ def check_rows(binary: pathlib.Path | str, event_idx: str) -> None:
                wait=("irq",))
     config, trace = p.configs[0], place() / "trace.log"
     with images(p) as found:
-        events = [a for e in ["virtio_notify_irqfd*", "defer_call_run"] for a in ("-trace", e)]
+        events = [a for e in ["virtio_notify*", "defer_call_run"] for a in ("-trace", e)]
         run_load(command(binary, config, p, found[config.storage, config.aio], 1) +
                  [a for q in [*events, "-D", str(trace)] for a in ("--qemu-arg", q)], 120)
     judge_rows(trace_events(trace.read_text(errors="replace")), event_idx == "on")

@@ -2,6 +2,7 @@
 """Results once more: table, summary and page."""
 
 import dataclasses
+import json
 import pathlib
 
 from dctools import common, options
@@ -18,6 +19,19 @@ def results(directory: pathlib.Path) -> Results:
     if not directory.is_dir():
         raise ToolError(f"{directory}: no such results directory; `make bench` makes one")
     return LoadgenResults(directory) if (directory / LoadgenResults.NAME).is_file() else FioResults(directory)
+
+
+def index(directory: pathlib.Path) -> str:
+    """A line for each of the results below a directory that has none itself; empty if there are none."""
+    lines = []
+    for file in sorted(f for name in (LoadgenResults.NAME, FioResults.NAME) for f in directory.rglob(name)):
+        try:
+            info = json.loads(file.read_text())
+            a, b = (f"{binary['label']} ({binary['version'].split()[-1]})" for binary in info["binaries"])
+            lines.append(f"{file.parent.relative_to(directory)}: {b} / {a}, {info['date']}, {info['host']['cpu']}")
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise ToolError(f"{file} is damaged ({type(e).__name__}: {e})") from e
+    return "\n".join(lines)
 
 
 def last() -> pathlib.Path:
@@ -38,10 +52,16 @@ def main(given: Options) -> None:
     """Table, summary and HTML page of results, of fio in a guest or of the load generator.
 
     With --markdown, a table as the documents have it: ratios with their intervals.
+    Of a directory with several results, what they are.
 
     Example: dc results results/ring-quick-epyc25 --markdown "iops cpu p99"
     """
-    found = results(pathlib.Path(given.directory) if given.directory else last())
+    directory = pathlib.Path(given.directory) if given.directory else last()
+    if directory.is_dir() and not any((directory / kind.NAME).is_file() for kind in (LoadgenResults, FioResults)) \
+            and (text := index(directory)):
+        print(text)
+        return
+    found = results(directory)
     if given.markdown:
         print(found.markdown(given.markdown.split()))
     else:
