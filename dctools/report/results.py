@@ -92,13 +92,20 @@ class Results:
                 ratio_text(r["aa"]), r["verdict"])
 
     def markdown(self, wanted: Sequence[str]) -> str:
-        """A table in Markdown: for each configuration the ratios of these metrics, and the A/A ratio of IOPS."""
+        """A table in Markdown, of each configuration: ratios, counts of both, and the A/A ratio of IOPS."""
         if unknown := [m for m in wanted if m not in self.METRICS]:
             raise ToolError(f"{unknown[0]} is no metric; there are {', '.join(self.METRICS)}")
-        lines = [["", *(self.METRICS[m][0].split(" [")[0] for m in wanted), "A/A: IOPS"]]
+
+        def cell(rows, m):
+            if self.METRICS[m][1] != ".4f":
+                return ratio_text(rows[m]["ab"])
+            return " → ".join(number_text(rows[m][side], ".2f") for side in ("base", "series"))
+        names = [str(name).split(", ") for name in self.table]
+        common = [part for part in names[0] if len(names) > 1 and all(part in other for other in names)]
+        lines = [[", ".join(common), *(self.METRICS[m][0].split(" [")[0] for m in wanted), "A/A: IOPS"]]
         lines.append(["---"] * len(lines[0]))
-        lines += [[str(name), *(ratio_text(rows[m]["ab"]) for m in wanted), ratio_text(rows["iops"]["aa"])]
-                  for name, rows in self.table.items()]
+        lines += [[", ".join(part for part in name if part not in common), *(cell(rows, m) for m in wanted),
+                   ratio_text(rows["iops"]["aa"])] for name, rows in zip(names, self.table.values())]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def fill_page(self, title: str, summary: str, figures: str, tables: str, command: Sequence[str],
