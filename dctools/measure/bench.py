@@ -25,8 +25,8 @@ def generator_parameters(given: Options) -> plan.Parameters:
     """For the load generator; a machine that is too small is told so now, not at the end."""
     try:
         return plan.parameters(plan.Options(
-            iodepth=(64,), queues=(1,), event_idx=("on",), irq=("each",), storage=("fast",), main=("irqfd",), pairs=5,
-            seconds=.5, qemu_a=given.qemu_a, qemu_b=given.qemu_b, seed=given.seed))
+            iodepth=(4, 64), queues=(1,), event_idx=("on",), irq=("each", "batch"), storage=("fast",), main=("irqfd",),
+            pairs=4, seconds=.5, qemu_a=given.qemu_a, qemu_b=given.qemu_b, seed=given.seed))
     except ToolError as e:
         raise ToolError(f"{e}; RING=off does without the load generator") from None
 
