@@ -31,7 +31,8 @@ TARGETS = ["qemu-system-x86_64", "qemu-img", "qemu-io", "qemu-nbd",
 # Debug information takes a quarter of the compiler's time (docs/series-tools.md has the way back).
 CONFIGURE = ["--cc=ccache gcc", "--target-list=x86_64-softmmu", "--without-default-features",
              "--enable-tcg", "--enable-kvm", "--enable-linux-aio", "--enable-linux-io-uring",
-             "--enable-coroutine-pool", "--enable-tools", "--disable-docs", "--disable-debug-info",
+             "--enable-coroutine-pool", "--enable-tools", "--enable-vhost-user", "--enable-vhost-user-blk-server",
+             "--enable-libvduse", "--enable-vduse-blk-export", "--disable-docs", "--disable-debug-info",
              "--disable-install-blobs", "--meson=/usr/bin/meson", "--with-git-submodules=ignore"]
 # What takes the place of an argument in releases whose configure no longer knows it
 LATER: dict[str, list[str]] = {"--meson=/usr/bin/meson": [], "--with-git-submodules=ignore": [],

@@ -256,6 +256,17 @@ class Keeping(unittest.TestCase):
         self.assertIn("QEMU_A", str(e))
         self.assertFalse((self.build / "results").exists() and list((self.build / "results").glob("*-*")))
 
+    def test_storage_daemon_is_found_where_it_was_built_or_installed(self):
+        with tempfile.TemporaryDirectory() as d:
+            qemu, installed = pathlib.Path(d) / "qemu-system-x86_64", pathlib.Path(d) / "qemu-storage-daemon"
+            with self.assertRaisesRegex(ToolError, "no qemu-storage-daemon beside"):
+                compared.storage_daemon(str(qemu))
+            built = pathlib.Path(d) / "storage-daemon/qemu-storage-daemon"
+            built.parent.mkdir()
+            for place in (installed, built):
+                place.touch(0o755)
+                self.assertEqual(compared.storage_daemon(str(qemu)), str(place))
+
     def test_load_generator_follows_unless_a_workload_was_chosen(self):
         for env, follows in [({}, True), ({"PAIRS": "3", "RUNTIME": "1"}, True), ({"RW": "read"}, False),
                              ({"RW": "read", "RING": "on"}, True), ({"RING": "off"}, False), ({"QEMU_A": "/a", "QEMU_B": "/b"}, True)]:

@@ -78,6 +78,16 @@ def binaries(qemu_a: str, qemu_b: str, stack: str) -> list[Binary]:
     return both
 
 
+def storage_daemon(qemu: str) -> str:
+    """The qemu-storage-daemon that was built, or installed, with this QEMU."""
+    places = [pathlib.Path(qemu).parent / name for name in ("storage-daemon/qemu-storage-daemon",
+                                                            "qemu-storage-daemon")]
+    for place in places:
+        if os.access(place, os.X_OK):
+            return str(place)
+    raise ToolError(f"no qemu-storage-daemon beside {qemu}; build or install it there")
+
+
 def host() -> dict[str, object]:
     """What it is measured on."""
     # a name such as "AMD EPYC" is that of several generations
