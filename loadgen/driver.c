@@ -8,7 +8,6 @@
 #include <inttypes.h>
 #include <sched.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "clock.h"
@@ -343,7 +342,7 @@ void run_at_least(double seconds, uint64_t ios)
                 done = count.done;
                 progress_at = now;
             } else if (now - progress_at > opt.timeout * NS) {
-                if (waitpid(qemu_pid, NULL, WNOHANG) == qemu_pid) {
+                if (has_ended()) {
                     die_of_qemu();
                 }
                 die_of_hang();

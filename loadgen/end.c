@@ -20,6 +20,21 @@
 pid_t qemu_pid;
 int qemu_stderr = -1;
 int die_status = EXIT_FAILURE;
+static int wait_status;     /* of a QEMU that has ended by itself */
+
+/* Whether QEMU has ended by itself; then nobody kills that number any more. */
+bool has_ended(void)
+{
+    int status = 0;
+
+    /* a traced main thread may have stopped only; -1: its end was seen before */
+    if (qemu_pid > 0 && waitpid(qemu_pid, &status, WNOHANG) &&
+        !WIFSTOPPED(status)) {
+        wait_status = status;
+        qemu_pid = 0;
+    }
+    return qemu_pid <= 0;
+}
 
 void end_qemu(void)
 {
@@ -53,17 +68,11 @@ void die(const char *format, ...)
 void die_of_qemu(void)
 {
     char text[4096], *line, *last = NULL, *save;
-    int status = 0;
     ssize_t n;
 
-    if (qemu_pid > 0) {
-        /* it may have closed its sockets just before its end */
-        for (int i = 0; i < 100; i++) {
-            if (waitpid(qemu_pid, &status, WNOHANG) != 0) {
-                break;
-            }
-            usleep(10000);
-        }
+    /* it may have closed its sockets just before its end */
+    for (int i = 0; i < 100 && !has_ended(); i++) {
+        usleep(10000);
     }
     n = pread(qemu_stderr, text, sizeof(text) - 1, 0);
     text[n > 0 ? n : 0] = 0;
@@ -75,10 +84,11 @@ void die_of_qemu(void)
             last = line;
         }
     }
-    if (!last && WIFSIGNALED(status)) {
-        die("%s was ended by signal %d", opt.qemu, WTERMSIG(status));
+    if (!last && WIFSIGNALED(wait_status)) {
+        die("%s was ended by signal %d", opt.qemu, WTERMSIG(wait_status));
     }
-    die("%s ended: %s", opt.qemu, last ? last : "it said nothing");
+    die("%s %s: %s", opt.qemu, has_ended() ? "ended" : "closed its socket",
+        last ? last : "it said nothing");
 }
 
 /* From a blocked read of the set-up or from the spinning driver. */
