@@ -17,7 +17,7 @@
 
 #include "calls.h"
 #include "proc.h"
-#include "qemu.h"
+#include "process.h"
 
 const char *const call_names[CALLS] = {
     "write", "read", "io_submit", "io_getevents", "io_uring_enter", "ppoll",

@@ -12,7 +12,7 @@
 #include "end.h"
 #include "options.h"
 #include "proc.h"
-#include "qemu.h"
+#include "process.h"
 
 static uint64_t cpu_clock(clockid_t clock)
 {

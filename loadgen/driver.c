@@ -11,13 +11,13 @@
 #include <unistd.h>
 
 #include "clock.h"
-#include "device.h"
 #include "driver.h"
 #include "end.h"
 #include "latency.h"
 #include "options.h"
 #include "pattern.h"
 #include "qtest.h"
+#include "transport.h"
 
 struct job job;
 struct counts count;
@@ -342,7 +342,7 @@ void run_at_least(double seconds, uint64_t ios)
                 done = count.done;
                 progress_at = now;
             } else if (now - progress_at > opt.timeout * NS) {
-                if (has_ended()) {
+                if (transports[opt.transport].is_gone()) {
                     die_of_qemu();
                 }
                 die_of_hang();

@@ -22,7 +22,7 @@
 #include "eventfd.h"
 #include "options.h"
 #include "proc.h"
-#include "qemu.h"
+#include "process.h"
 
 #define NO_EVENTFD UINT64_MAX
 

@@ -7,7 +7,9 @@
  * It starts a QEMU with the qtest accelerator and guest RAM in a memfd.  It
  * sets up virtio-blk-pci through the qtest protocol as a guest's driver would,
  * and then works the split virtqueues in the shared memory.  Nothing is
- * emulated in between, so the IOThread is what limits the speed.
+ * emulated in between, so the IOThread is what limits the speed.  With
+ * --transport vhost-user it starts a storage daemon instead, and is the
+ * front-end of what that exports, with memory and eventfds of its own.
  *
  * Two threads of QEMU matter: the IOThread, which does the I/O, and the main
  * thread.  Without KVM there is no irqfd: the eventfd that the IOThread writes
@@ -25,14 +27,13 @@
 
 #include "calls.h"
 #include "counters.h"
-#include "device.h"
 #include "driver.h"
 #include "end.h"
-#include "eventfd.h"
 #include "image.h"
 #include "options.h"
-#include "qemu.h"
+#include "process.h"
 #include "result.h"
+#include "transport.h"
 
 /* Seconds; caches and the branch predictor know the other processes. */
 #define TURN_WARMUP 0.003
@@ -53,13 +54,13 @@ static void pin(const char *what, pid_t tid, int cpu)
 
 static void set_up(void)
 {
-    start_qemu();
+    const struct transport *transport = &transports[opt.transport];
+
+    transport->start();
     pin("IOThread", iothread_tid, opt.iothread_cpu);
     pin("main thread", qemu_pid, opt.main_cpu);
     pin("driver", 0, opt.driver_cpu);
-    set_up_device();
-    start_device();
-    find_eventfds();
+    transport->set_up();
     open_call_counters();
 }
 

@@ -23,6 +23,7 @@ const char *const aio_names[] = { "native", "io_uring", "threads", NULL };
 const char *const irq_names[] = { "each", "batch", "off", NULL };
 const char *const wait_names[] = { "used", "irq", NULL };
 const char *const kick_names[] = { "eventfd", "qtest", NULL };
+const char *const transport_names[] = { "pci", "vhost-user", NULL };
 static const char *const switch_names[] = { "off", "on", NULL };
 
 struct row {
@@ -34,6 +35,7 @@ struct row {
     const char *const *choices;     /* instead of argument */
     const char *initial;            /* parsed if it is not given */
     const char *help;
+    bool pci;                       /* of no use with another transport */
 };
 
 /* -- parsers -------------------------------------------------------------- */
@@ -183,7 +185,12 @@ static void parse_help(const struct row *row, const char *text);
 
 static const struct row rows[] = {
     { "qemu", "BINARY", parse_text, &opt.qemu,
-      .help = "the QEMU that is measured" },
+      .help = "the QEMU that is measured;\n"
+              "with --transport vhost-user the qemu-storage-daemon" },
+    { "transport", NULL, parse_choice, &opt.transport,
+      .choices = transport_names, .initial = "pci",
+      .help = "how the driver gets at the device: virtio-blk-pci of a\n"
+              "QEMU through qtest, or a daemon's vhost-user-blk export" },
     { "image", "FILE", parse_text, &opt.image,
       .help = "its disk: a file with a size, or a block device" },
     { "fill", "", parse_flag, &opt.fill,
@@ -198,7 +205,8 @@ static const struct row rows[] = {
       .low = 0, .high = 1e9, .initial = "0",
       .help = "the IOThread polls so long" },
     { "machine", "TYPE", parse_text, &opt.machine,
-      .initial = "pc-i440fx-7.2", .help = "QEMU's -machine" },
+      .initial = "pc-i440fx-7.2", .help = "QEMU's -machine",
+      .pci = true },
     { "qemu-arg", "ARGUMENT", parse_qemu_arg,
       .help = "one more argument for QEMU (repeatable)" },
     { "qd", "N", parse_unsigned, &opt.qd, .low = 1, .high = MAX_QD,
@@ -239,10 +247,11 @@ static const struct row rows[] = {
     { "irqfd", NULL, parse_switch, &opt.irqfd, .choices = switch_names,
       .initial = "off",
       .help = "stop QEMU's main thread and take interrupts from the\n"
-              "eventfds, as KVM does" },
+              "eventfds, as KVM does", .pci = true },
     { "kick", NULL, parse_choice, &opt.kick, .choices = kick_names,
       .initial = "eventfd",
-      .help = "by QEMU's own ioeventfd, or slowly by qtest" },
+      .help = "by QEMU's own ioeventfd, or slowly by qtest",
+      .pci = true },
     { "iothread-cpu", "N", parse_cpu, &opt.iothread_cpu,
       .low = 0, .high = CPU_SETSIZE - 1, .help = "pin QEMU's IOThread" },
     { "main-cpu", "N", parse_cpu, &opt.main_cpu,
@@ -333,8 +342,18 @@ static void parse_help(const struct row *row, const char *text)
 }
 
 /* What each option by itself cannot know. */
-static void check_options(void)
+static void check_options(const bool *given)
 {
+    if (opt.transport != TRANSPORT_PCI) {
+        for (unsigned i = 0; i < ROWS; i++) {
+            if (rows[i].pci && given[i]) {
+                die("--%s and --transport %s: leave one of them out",
+                    rows[i].name, transport_names[opt.transport]);
+            }
+        }
+        /* no main thread between the IOThread and us */
+        opt.irqfd = true;
+    }
     if (!opt.image || (!opt.qemu && !opt.fill)) {
         die("--qemu and --image are needed; see --help");
     }
@@ -358,6 +377,7 @@ void parse_options(int argc, char **argv)
 {
     enum { FIRST = 256 };       /* '?' is what getopt_long() complains of */
     struct option list[ROWS + 1] = { { 0 } };
+    bool given[ROWS] = { false };
     int c;
 
     for (unsigned i = 0; i < ROWS; i++) {
@@ -376,9 +396,10 @@ void parse_options(int argc, char **argv)
             exit(1);            /* getopt_long() has said why */
         }
         rows[c - FIRST].parse(&rows[c - FIRST], optarg);
+        given[c - FIRST] = true;
     }
     if (optind < argc) {
         die("%s: not an option; see --help", argv[optind]);
     }
-    check_options();
+    check_options(given);
 }

@@ -8,10 +8,10 @@
 #include <stdio.h>
 
 #include "calls.h"
-#include "device.h"
 #include "latency.h"
 #include "options.h"
 #include "result.h"
+#include "transport.h"
 
 static const char *truth(bool b)
 {
@@ -20,24 +20,27 @@ static const char *truth(bool b)
 
 static void print_parameters(void)
 {
-    printf("{\"parameters\": {\"aio\": \"%s\", \"cache_direct\": %s, "
-           "\"qd\": %u, \"queues\": %u, \"batch\": %u, ",
+    printf("{\"parameters\": {\"transport\": \"%s\", \"aio\": \"%s\", "
+           "\"cache_direct\": %s, \"qd\": %u, \"queues\": %u, "
+           "\"batch\": %u, ", transport_names[opt.transport],
            aio_names[opt.aio], truth(opt.cache_direct),
            opt.qd, opt.queues, opt.batch);
+    if (opt.transport == TRANSPORT_PCI) {
+        printf("\"machine\": \"%s\", \"irqfd\": %s, \"kick\": \"%s\", ",
+               opt.machine, truth(opt.irqfd), kick_names[opt.kick]);
+    }
     printf("\"write_percent\": %u, \"bs\": %u, \"seconds\": %g, "
            "\"turns\": %u, \"warmup\": %g, ",
            opt.write_percent, opt.bs, opt.seconds, opt.turns, opt.warmup);
     printf("\"event_idx\": %s, \"indirect\": %s, \"irq\": \"%s\", "
-           "\"irqfd\": %s, \"wait\": \"%s\", \"kick\": \"%s\", ",
-           truth(opt.event_idx), truth(opt.indirect), irq_names[opt.irq],
-           truth(opt.irqfd), wait_names[opt.wait], kick_names[opt.kick]);
+           "\"wait\": \"%s\", ", truth(opt.event_idx), truth(opt.indirect),
+           irq_names[opt.irq], wait_names[opt.wait]);
     printf("\"reaction_us\": %g, \"jitter\": %s, \"count_seconds\": %g, "
            "\"min_ios\": %" PRIu64 ", \"poll_max_ns\": %" PRIu64 ", ",
            opt.reaction_ns / 1e3, truth(opt.jitter), opt.count_seconds,
            opt.min_ios, opt.poll_max_ns);
-    printf("\"machine\": \"%s\", \"iothread_cpu\": %d, \"main_cpu\": %d, "
-           "\"driver_cpu\": %d, ",
-           opt.machine, opt.iothread_cpu, opt.main_cpu, opt.driver_cpu);
+    printf("\"iothread_cpu\": %d, \"main_cpu\": %d, \"driver_cpu\": %d, ",
+           opt.iothread_cpu, opt.main_cpu, opt.driver_cpu);
     printf("\"seed\": %" PRIu64 ", \"pattern_seed\": %" PRIu64 "},\n",
            opt.seed, opt.pattern_seed);
 }

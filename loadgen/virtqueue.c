@@ -2,9 +2,12 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * The virtqueues in guest RAM, as they are before the first request.
- * device.c tells the device of them, driver.c works them.
+ * device.c or daemon.c tells the device of them, driver.c works them.
  */
-#include "qemu.h"
+#include <stdlib.h>
+
+#include "end.h"
+#include "ram.h"
 #include "virtqueue.h"
 
 struct queue *queues;
@@ -44,7 +47,7 @@ static void make_slot(struct queue *q, unsigned i, uint64_t slot, uint64_t data)
     };
 }
 
-void make_queue(struct queue *q, unsigned index)
+static void make_queue(struct queue *q, unsigned index)
 {
     unsigned size = queue_size();
     uint64_t slots, data;
@@ -64,5 +67,16 @@ void make_queue(struct queue *q, unsigned index)
         /* with EVENT_IDX: an index that stays half a round away, see take() */
         q->vring.avail->flags = VRING_AVAIL_F_NO_INTERRUPT;
         vring_used_event(&q->vring) = 0x8000;
+    }
+}
+
+void make_queues(void)
+{
+    queues = calloc(opt.queues, sizeof(*queues));
+    if (!queues) {
+        die("out of memory");
+    }
+    for (unsigned i = 0; i < opt.queues; i++) {
+        make_queue(&queues[i], i);
     }
 }

@@ -67,6 +67,6 @@ static inline void arm(struct queue *q)
 }
 
 unsigned queue_size(void);
-void make_queue(struct queue *q, unsigned index);
+void make_queues(void);
 
 #endif
