@@ -4,6 +4,8 @@
 import contextlib
 import dataclasses
 import io
+import itertools
+import json
 import lzma
 import math
 import os
@@ -26,6 +28,7 @@ from dctools.report import loadgen as report
 from dctools.report import show, signs, statistics
 from dctools.common import ToolError
 
+BACKEND = pathlib.Path(__file__).resolve().parent / "vhost_backend.py"
 CPUS = mock.patch("dctools.measure.plan.cpu_list", lambda: [0, 1])
 
 
@@ -524,8 +527,8 @@ class CompileC(unittest.TestCase):
                     os.utime(newer, (0, 0))
 
 
-class Program(unittest.TestCase):
-    """The program itself, as far as it goes without QEMU."""
+class Compiled(unittest.TestCase):
+    """The program itself."""
 
     @classmethod
     def setUpClass(cls):
@@ -547,6 +550,24 @@ class Program(unittest.TestCase):
         self.assertEqual(p.stderr.count("\n"), 1, p.stderr)
         self.assertIn(expected, p.stderr)
         self.assertEqual(p.stdout, "")
+
+    @staticmethod
+    def alive(pid):
+        try:
+            return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        except OSError:
+            return False
+
+    def wait_for(self, condition):
+        for _ in range(600):
+            if condition():
+                return
+            time.sleep(0.05)
+        self.fail("nothing happened within 30 s")
+
+
+class Program(Compiled):
+    """As far as it goes without QEMU."""
 
     def test_interrupts_of_a_cpu(self):
         main = self.dir / "main.c"
@@ -575,7 +596,7 @@ class Program(unittest.TestCase):
                      ["--aio", "posix"], ["--event-idx", "maybe"], ["--irq", "some"], ["--wait", "x"],
                      ["--seconds", "0"], ["--seconds", "nan"], ["--reaction-us", "-1"], ["--jitter", "x"],
                      ["--seed", "-1"], ["--seed", "x"], ["--verify", "some"], ["--driver-cpu", "-1"],
-                     ["--kick", "foot"], ["--turns", "0"], ["--irqfd", "x"]]:
+                     ["--kick", "foot"], ["--turns", "0"], ["--irqfd", "x"], ["--transport", "mmio"]]:
             with self.subTest(args):
                 self.fails(args[0], *good, *args)
 
@@ -585,6 +606,9 @@ class Program(unittest.TestCase):
                      ["--indirect", "off", "--qd", "512"], ["--irqfd", "on", "--kick", "qtest"]]:
             with self.subTest(args):
                 self.fails("--", *good, *args)
+        for args in [["--machine", "q35"], ["--kick", "eventfd"], ["--irqfd", "off"]]:
+            with self.subTest(args):
+                self.fails(f"{args[0]} and --transport vhost-user", *good, *args, "--transport", "vhost-user")
         self.fails("needed", "--image", self.image)
         self.fails("not an option", *good, "extra")
         self.fails("unrecognized", *good, "--nonsense")
@@ -608,9 +632,9 @@ class Program(unittest.TestCase):
         script, pid_file = self.dir / "sleeper", self.dir / "pid"
         script.write_text(f"#!/bin/sh\necho $$ >{pid_file}.new\nmv {pid_file}.new {pid_file}\nexec sleep 1000\n")
         script.chmod(0o755)
-        for signal in ("TERM", "KILL"):
+        for signal, transport in itertools.product(("TERM", "KILL"), ("pci", "vhost-user")):
             pid_file.unlink(missing_ok=True)
-            p = subprocess.Popen([self.program, "--qemu", script, "--image", self.image])
+            p = subprocess.Popen([self.program, "--qemu", script, "--image", self.image, "--transport", transport])
             try:
                 self.wait_for(pid_file.exists)
                 subprocess.run(["kill", f"-{signal}", str(p.pid)], check=True)
@@ -621,20 +645,6 @@ class Program(unittest.TestCase):
                 p.kill()
                 p.wait()
 
-    @staticmethod
-    def alive(pid):
-        try:
-            return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-        except OSError:
-            return False
-
-    def wait_for(self, condition):
-        for _ in range(600):
-            if condition():
-                return
-            time.sleep(0.05)
-        self.fail("nothing happened within 30 s")
-
     def test_fill_is_the_same_for_the_same_seed(self):
         def content(*args):
             self.assertEqual(self.run_it("--fill", "--image", self.image, *args).returncode, 0)
@@ -644,6 +654,85 @@ class Program(unittest.TestCase):
         self.assertEqual(first, content("--pattern-seed", "0"))
         self.assertNotEqual(first, content("--pattern-seed", "1"))
         self.assertEqual(len({first[n:n + 512] for n in range(0, len(first), 512)}), 4096)
+
+
+class VhostUser(Compiled):
+    """As a front-end, with a back-end of toys in place of a storage daemon: tests/vhost_backend.py."""
+
+    def setUp(self):
+        self.assertEqual(self.run_it("--fill", "--image", self.image).returncode, 0)
+
+    def arguments(self, fault, *args):
+        script = self.dir / "daemon"
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{BACKEND}" {fault} "$@"\n')
+        script.chmod(0o755)
+        return ["--transport", "vhost-user", "--qemu", script, "--image", self.image, "--seconds", ".05",
+                "--warmup", "0", "--count-seconds", ".05", "--timeout", ".5", "--wait", "irq", *args]
+
+    def works(self, *args):
+        p = self.run_it(*self.arguments("none", *args))
+        self.assertEqual((p.returncode, p.stderr), (0, ""))
+        return json.loads(p.stdout)
+
+    def notices(self, expected, fault, *args):
+        with self.subTest(fault):
+            self.fails(expected, *self.arguments(fault, *args))
+
+    def test_all_blocks_are_verified(self):
+        for args in [[], ["--queues", "3", "--indirect", "off"], ["--event-idx", "off", "--irq", "batch"],
+                     ["--aio", "threads", "--rw", "mix:30"]]:
+            with self.subTest(args):
+                found = self.works(*args)
+                self.assertEqual(found["verified_blocks"], 2 * 512 if "--rw" in args else 512)
+                self.assertGreater(found["ios"], 0)
+                self.assertEqual(found["writes"] > 0, "--rw" in args)
+
+    def test_features_are_those_asked_for(self):
+        for args, bits in [([], 1 << 28 | 1 << 29), (["--event-idx", "off"], 1 << 28), (["--indirect", "off"], 1 << 29),
+                           (["--queues", "2"], 1 << 12 | 1 << 28 | 1 << 29)]:
+            with self.subTest(args):
+                self.assertEqual(int(self.works(*args)["device"]["features"], 16), 1 << 32 | bits)
+
+    def test_kicks_and_interrupts_are_counted(self):
+        found = self.works("--qd", "1")
+        # one may belong to the last request before the window
+        self.assertAlmostEqual(found["per_io"]["kicks"], 1, delta=.01)
+        self.assertAlmostEqual(found["per_io"]["interrupts"], 1, delta=.01)
+        # one write(2) for each is all that the back-end's thread does: it is the one that was found
+        self.assertAlmostEqual(found["syscalls"]["per_io"]["write"], 1, delta=.01)
+
+    def test_turns(self):
+        with generator.Load([self.program, *map(str, self.arguments("none", "--turns", "2"))], 30) as load:
+            for _ in range(3):
+                load.wait_idle()
+                load.turn()
+            self.assertGreater(load.result()["ios"], 0)
+
+    def test_a_back_end_that_lacks_something(self):
+        for fault, expected in [("no-event-idx", "lacks features"), ("no-protocol", "no protocol features"),
+                                ("no-ack", "lacks protocol features: it offers 0x0"),
+                                ("few-queues", "the device has 0 queues, 1 needed"), ("empty", "less than a block")]:
+            self.notices(expected, fault)
+
+    def test_a_back_end_that_breaks_the_protocol(self):
+        for number, name in [(1, "GET_FEATURES"), (15, "GET_PROTOCOL_FEATURES"), (24, "GET_CONFIG"), (9, "SET_VRING_ADDR")]:
+            self.notices(f"answers {name} by message {number}, flags 0x5", f"long:{number}")
+            self.notices(f"does not answer {name} for 0.5 s", f"silent:{number}")
+            self.notices("ended: toy: no longer", f"exit:{number}")
+        self.notices("closed its socket: it said nothing", "close:24")
+        for number, name in [(3, "SET_OWNER"), (5, "SET_MEM_TABLE"), (12, "SET_VRING_KICK"), (18, "SET_VRING_ENABLE")]:
+            self.notices(f"refuses {name}", f"refuse:{number}")
+
+    def test_wrong_data_is_noticed(self):
+        self.notices("data corruption: sector 777 ", "corrupt:777")
+        self.notices("ends with status 1", "error:100")
+        self.notices("descriptor 999999, which is none of ours", "descriptor:100")
+
+    def test_what_does_not_come_is_noticed(self):
+        self.notices("lost notification: queue 0 has finished requests", "lose:100")
+        self.notices("hang: 64 requests on queue 0 without an answer", "hang:100")
+        self.notices("was ended by signal 9", "die:100")
+        self.notices("closed its socket: it said nothing", "leave:100")
 
 
 if __name__ == "__main__":
