@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Link a QEMU once more, with its objects in another order."""
+"""Link a QEMU, or a storage daemon, once more, with its objects in another order."""
 
 import json
 import pathlib
@@ -20,8 +20,11 @@ class Objects:
 
     def __init__(self, binary: pathlib.Path | str, scratch: pathlib.Path | str) -> None:
         self.binary = pathlib.Path(binary).resolve()
-        if not (self.binary.parent / "build.ninja").is_file():
+        found = [parent for parent in self.binary.parents if (parent / "build.ninja").is_file()]
+        if not found:
             raise ToolError(f"LAYOUTS=on links {self.binary} anew, but it is not where it was built; give LAYOUTS=off")
+        self.directory = found[0]
+        self.target = str(self.binary.relative_to(self.directory))
         command = self._command()
         first = next(n for n, word in enumerate(command) if word.endswith(".o"))
         self.before, self.objects = command[:first], [word for word in command if word.endswith(".o")]
@@ -29,27 +32,27 @@ class Objects:
         same = pathlib.Path(scratch) / "same"
         self.link(None, same)
         if same.read_bytes() != self.binary.read_bytes():
-            raise ToolError(f"{self.binary} is not what its objects give; run ninja in {self.binary.parent}")
+            raise ToolError(f"{self.binary} is not what its objects give; run ninja in {self.directory}")
         same.unlink()
 
     def _run(self, *words: str) -> str:
-        return run(words, cwd=self.binary.parent, env=build.clean_environment(self.binary.parent.parent))
+        return run(words, cwd=self.directory, env=build.clean_environment(self.directory.parent))
 
     def _command(self) -> list[str]:
         """What ninja links it with, an argument each; archives that are taken whole are their objects."""
         command = next((e["command"] for e in json.loads(self._run("ninja", "-t", "compdb", "-x"))
-                        if e["output"] == self.binary.name), None)
+                        if e["output"] == self.target), None)
         if not command:
-            raise ToolError(f"ninja in {self.binary.parent} does not say how {self.binary.name} is linked")
+            raise ToolError(f"ninja in {self.directory} does not say how {self.target} is linked")
         found: list[str] = []
         whole = False
         for word in shlex.split(command):
             if word in ("-Wl,--whole-archive", "-Wl,--no-whole-archive"):
                 whole = word == "-Wl,--whole-archive"
-            elif whole and (self.binary.parent / word).is_file():
+            elif whole and (self.directory / word).is_file():
                 members = self._run("ar", "t", word).split()
                 # only a thin archive says where its members lie
-                found += members if all((self.binary.parent / m).is_file() for m in members) else \
+                found += members if all((self.directory / m).is_file() for m in members) else \
                     ["-Wl,--whole-archive", word, "-Wl,--no-whole-archive"]
             else:
                 found.append(word)

@@ -203,7 +203,7 @@ rule link
   rspfile_content = -o $out $in -Wl,--whole-archive whole.fa -Wl,--no-whole-archive
 build whole.fa: ar f5.o f6.o f7.o
   kind = %s
-build prog: link main.o f0.o f1.o f2.o f3.o f4.o | whole.fa
+build %s: link main.o f0.o f1.o f2.o f3.o f4.o | whole.fa
 """
 
     def setUp(self):
@@ -211,7 +211,7 @@ build prog: link main.o f0.o f1.o f2.o f3.o f4.o | whole.fa
         self.addCleanup(shutil.rmtree, self.top)
         self.binary = self.top / "build/prog"
 
-    def program(self, kind="T"):
+    def program(self, kind="T", target="prog"):
         self.binary.parent.mkdir()
         names = [f"f{n}" for n in range(8)]
         sources = {name: f"int {name}(void) {{ return {n}; }}" for n, name in enumerate(names)}
@@ -220,8 +220,8 @@ build prog: link main.o f0.o f1.o f2.o f3.o f4.o | whole.fa
         for name, text in sources.items():
             (self.binary.parent / f"{name}.c").write_text(text + "\n")
         (self.binary.parent / "build.ninja").write_text(
-            self.NINJA % kind + "".join(f"build {name}.o: cc {name}.c\n" for name in sources))
-        process.run(["ninja", "prog"], cwd=self.binary.parent)
+            self.NINJA % (kind, target) + "".join(f"build {name}.o: cc {name}.c\n" for name in sources))
+        process.run(["ninja", target], cwd=self.binary.parent)
         return self.binary
 
     @staticmethod
@@ -251,6 +251,13 @@ build prog: link main.o f0.o f1.o f2.o f3.o f4.o | whole.fa
     def test_archive_that_is_not_thin(self):
         self.program(kind="")
         self.assertEqual([process.run([f]) for f in self.link("1", "2")], ["28", "28"])
+
+    def test_binary_in_a_directory_of_its_own(self):
+        self.program(target="daemon/prog")
+        self.binary = self.binary.parent / "daemon/prog"
+        found = [self.binary, *self.link("1", "2")]
+        self.assertEqual(len({tuple(self.order(f)) for f in found}), 3)
+        self.assertEqual([process.run([f]) for f in found], ["28"] * 3)
 
     def test_objects_of_another_binary(self):
         self.program()
