@@ -152,6 +152,23 @@ class Parameters(unittest.TestCase):
             command = generator.command("qemu", c, p, generator.Image("image", True, "all"), 1)
             self.assertEqual(command[command.index("--poll-max-ns") + 1], str(c.poll_max_ns))
 
+    def test_transport_is_part_of_a_configuration(self):
+        few = {"AIO": "native", "IODEPTH": "1", "QUEUES": "1", "EVENT_IDX": "on", "IRQ": "batch", "STORAGE": "fast"}
+        p = parameters(**few, TRANSPORT="pci vhost-user")
+        self.assertEqual([c.transport for c in p.configs], ["pci", "vhost-user"])
+        self.assertEqual([str(c).endswith(", vhost-user") for c in p.configs], [False, True])
+        self.assertEqual({c.transport for c in parameters().configs}, {"pci"})
+        old = dataclasses.asdict(p.configs[0])
+        del old["transport"]
+        self.assertEqual(plan.Config(**old), p.configs[0])
+        with mock.patch("dctools.measure.compared.storage_daemon", lambda qemu: qemu + "-daemon"):
+            pci, daemon = (generator.command("qemu", c, p, generator.Image("image", True, "all"), 1) for c in p.configs)
+        self.assertEqual([c[c.index("--qemu") + 1] for c in (pci, daemon)], ["qemu", "qemu-daemon"])
+        self.assertEqual(daemon[daemon.index("--transport") + 1], "vhost-user")
+        self.assertEqual([[o in c for o in ("--machine", "--irqfd")] for c in (pci, daemon)], [[True] * 2, [False] * 2])
+        # the main thread's other places are QEMU's
+        self.assertEqual({c.main for c in parameters(TRANSPORT="vhost-user").configs}, {"irqfd"})
+
     def test_selection(self):
         p = parameters(AIO="native,threads", IODEPTH="8 2", QUEUES="3", EVENT_IDX="off", IRQ="batch",
                        STORAGE="fast", SECONDS="0.5", PAIRS="4", BS="64k", RW="mix:30")
@@ -170,7 +187,9 @@ class Parameters(unittest.TestCase):
                     {"JITTER": "some"}, {"LAYOUTS": "7"}, {"POLL_MAX_NS": "x"}, {"POLL_MAX_NS": "-1"}, {"POLL_MAX_NS": "0 0"}, {"INDIRECT": "perhaps"}, {"SEED": "-1"}, {"CPUS": "0"},
                     {"CPUS": "0 0"}, {"CPUS": "0 7"}, {"DISK": "/nonexistent"}, {"DISK": "/dev/null"},
                     {"QEMU_A": "/bin/true"}, {"QEMU_B": "/bin/true"}, {"QUICK": "1", "AIO": "native"},
-                    {"QUICK": "perhaps"}, {"INDIRECT": "off", "IODEPTH": "512"}]:
+                    {"QUICK": "perhaps"}, {"INDIRECT": "off", "IODEPTH": "512"}, {"TRANSPORT": "usb"},
+                    {"TRANSPORT": "vhost-user", "QUICK": "1"}, {"MAIN": "driver", "TRANSPORT": "pci vhost-user"},
+                    {"MACHINE": "q35", "TRANSPORT": "vhost-user"}]:
             with self.subTest(env), self.assertRaises(ToolError) as e:
                 parameters(**env)
             self.assertNotIn("\n", str(e.exception))
@@ -327,6 +346,49 @@ class Measure(unittest.TestCase):
         self.assertIn("linked in random order", text)
         self.assertEqual(list((self.dir / "loadgen").iterdir()), [])
         self.assertIn("as they were built", self.measure(self.toy()))
+
+    def test_each_pair_has_daemons_of_its_own(self):
+        """Beside a QEMU that is linked, if that is measured, too."""
+        toy, used = self.toy(), []
+        for side in "AB":
+            (self.dir / side / "storage-daemon").mkdir(parents=True)
+            for name in ("qemu", "storage-daemon/qemu-storage-daemon"):
+                (self.dir / side / name).write_text(f"#!/bin/sh\necho {side} {name}\n")
+                (self.dir / side / name).chmod(0o755)
+
+        class Objects:
+            def __init__(self, binary, scratch):
+                self.words = pathlib.Path(binary).read_text().split()[2:]
+
+            def link(self, seed, output):
+                pathlib.Path(output).write_text(f"{self.words} {seed}")
+                output.chmod(0o755)
+
+        def run(binaries, config, p, image, *args):
+            commands = {role: generator.command(path, config, p, image, 1) for role, path in binaries.items()}
+            used.append((config.transport, {role: pathlib.Path(c[c.index("--qemu") + 1]).read_text()
+                                            for role, c in commands.items()}))
+            return toy(binaries, config, p, image, *args)
+        few = {"LAYOUTS": "on", "QEMU_A": str(self.dir / "A/qemu"), "QEMU_B": str(self.dir / "B/qemu"), "PAIRS": "3",
+               "IODEPTH": "1", "AIO": "native"}
+        with mock.patch("dctools.relink.Objects", Objects):
+            text = self.measure(run, TRANSPORT="pci vhost-user", **few)
+            self.assertEqual({transport for transport, _ in used}, {"pci", "vhost-user"})
+            for transport, found in used:
+                name = "qemu" if transport == "pci" else "storage-daemon/qemu-storage-daemon"
+                for role, said in found.items():
+                    self.assertIn(f"['{'B' if role == 'series' else 'A'}', '{name}'] 1 ", said)
+                self.assertEqual(len({said for _, other in used if other for said in other.values()}), 2 * 3 * 3)
+            self.assertEqual(text.count("its storage daemon "), 2)
+            self.assertIn(", vhost-user\n", text)
+            self.assertIn("the storage daemon's vhost-user-blk export", text)
+            used.clear()
+            text = self.measure(run, TRANSPORT="vhost-user", **few)
+            self.assertEqual(len(used), 3)
+            self.assertNotIn("main thread", text)
+        (self.dir / "B/storage-daemon/qemu-storage-daemon").unlink()
+        with self.assertRaisesRegex(ToolError, "no qemu-storage-daemon beside .*/B/qemu"):
+            self.measure(run, TRANSPORT="vhost-user", **few)
 
     def test_packed_results_are_the_same(self):
         text = self.measure(self.toy())

@@ -59,6 +59,7 @@ class Binary:
     path: str
     version: str = ""
     sha256: str = ""
+    daemon_sha256: str = ""     # of the storage daemon that belongs to it, if that is measured
 
 
 def binaries(qemu_a: str, qemu_b: str, stack: str) -> list[Binary]:

@@ -47,26 +47,39 @@ def left_text(seconds: float) -> str:
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
+def programs(p: Parameters, qemu: str) -> list[str]:
+    """What is measured of a QEMU: itself, its storage daemon, or both."""
+    found = {"pci": lambda: qemu, "vhost-user": lambda: compared.storage_daemon(qemu)}
+    return [found[transport]() for transport in sorted({c.transport for c in p.configs})]
+
+
 @contextlib.contextmanager
 def binaries_of_pairs(p: Parameters, both: Sequence[compared.Binary]) -> Iterator[Callable[[int], dict[str, str]]]:
     """A function that gives the binaries of a pair, {role: path}; what it gave before may be gone then."""
     if not p.layouts:
         yield lambda pair: {role: both[role == "series"].path for role in ROLES}
         return
-    directory = place()
-    common.need_space(directory, 5 * max(os.path.getsize(b.path) for b in both) >> 20)
+    directory, wanted = place(), [programs(p, b.path) for b in both]
+    common.need_space(directory, 5 * max(sum(map(os.path.getsize, paths)) for paths in wanted) >> 20)
     with tempfile.TemporaryDirectory(dir=directory, prefix="layouts-") as scratch, \
             concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = [relink.Objects(b.path, scratch) for b in both]
+        # a daemon lies beside what is linked as it does beside the QEMU, so storage_daemon() finds it
+        objects = [{os.path.relpath(path, os.path.dirname(b.path)): relink.Objects(path, scratch) for path in paths}
+                   for b, paths in zip(both, wanted)]
+
+        def link(role, name, seed):
+            output = pathlib.Path(scratch, role, name)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            objects[role == "series"][name].link(seed, output)
 
         @functools.lru_cache(1)
         def linked(pair):
-            found = {role: os.path.join(scratch, role) for role in ROLES}
             # in random order: who comes last may get other memory for its file
-            for done in [pool.submit(objects[role == "series"].link, f"{p.seed} {pair} {role}", found[role])
-                         for role in random.Random(f"{p.seed} {pair}").sample(ROLES, len(ROLES))]:
+            for done in [pool.submit(link, role, name, f"{p.seed} {pair} {role}")
+                         for role in random.Random(f"{p.seed} {pair}").sample(ROLES, len(ROLES))
+                         for name in objects[role == "series"]]:
                 done.result()
-            return found
+            return {role: os.path.join(scratch, role, os.path.basename(both[role == "series"].path)) for role in ROLES}
         yield linked
 
 
@@ -120,6 +133,9 @@ def bench_ring(p: Parameters, run: Compare = compare) -> None:
     """Measure, and show what was measured, even if that was interrupted."""
     stack = common.stack_name()
     both = compared.binaries(p.qemu_a, p.qemu_b, stack)
+    if any(c.transport == "vhost-user" for c in p.configs):
+        for b in both:
+            b.daemon_sha256 = common.sha256(compared.storage_daemon(b.path))
     common.need_space(common.settings.build / "results", 64)
     stopped: BaseException | None = None
     with images(p) as found:

@@ -19,7 +19,7 @@ MANY = 40               # configurations: with more, fewer pairs and shorter tur
 TURN = 0.05             # seconds that one process is measured before it is another's turn
 CHOICES = {"aio": guest.AIO, "event_idx": ["on", "off"], "irq": ["each", "batch", "off"],
            "wait": ["used", "irq"], "main": ["irqfd", "driver", "iothread", "other"],
-           "storage": ["fast", "disk"]}
+           "storage": ["fast", "disk"], "transport": ["pci", "vhost-user"]}
 # What a guest does: an interrupt handler takes all there is; a vCPU that runs in
 # parallel anyway sees each entry; one that polls wants no interrupt.
 NATURAL_WAIT = {"each": "used", "batch": "irq", "off": "used"}
@@ -39,12 +39,14 @@ class Config:
     wait: str
     main: str
     poll_max_ns: int = 0        # of the IOThread; results that are older have it for all
+    transport: str = "pci"      # older results have no other
 
     def __str__(self) -> str:
         return (f"{self.storage} {self.aio} qd {self.qd} x {self.queues}, event_idx {self.event_idx}, "
                 f"irq {self.irq}" + (", waits for it" if self.wait == "irq" else "") +
                 ("" if self.main == "irqfd" else f", main: {self.main}") +
-                (f", polls {self.poll_max_ns} ns" if self.poll_max_ns else ""))
+                (f", polls {self.poll_max_ns} ns" if self.poll_max_ns else "") +
+                ("" if self.transport == "pci" else f", {self.transport}"))
 
 
 def read_write(text: str) -> str:
@@ -106,6 +108,8 @@ class Options:
     main: tuple[str, ...] | None = options.words(CHOICES["main"], None,
                                                  "QEMU's main thread: stopped, or whose CPU it has",
                                                  "irqfd, and some of the others")
+    transport: tuple[str, ...] = options.words(CHOICES["transport"], ("pci",),
+                                               "virtio-blk-pci of QEMU, or the storage daemon's vhost-user-blk export")
     rw: str = options.option(read_write, "read", "read, write or mix:PERCENT_WRITES")
     bs: int = options.option(lambda text: options.size(text, 1), 4096, "block size", "4k")
     batch: int = options.number(64, 1, 1024, "requests that the driver adds before it kicks")
@@ -174,15 +178,22 @@ def full_plan(o: Options, cpus: Sequence[int]) -> list[Config]:
     main = o.main or ("irqfd",)
     if "other" in main and len(cpus) < 3:
         raise ToolError("MAIN=other: needs a third CPU; give driver or iothread")
+    if "vhost-user" in o.transport and main != ("irqfd",):
+        raise ToolError(f"MAIN={' '.join(main)} and TRANSPORT=vhost-user: a storage daemon's main thread takes no "
+                        "interrupts; leave one of them out")
+    if "pci" not in o.transport and "machine" in options.given_to(o):
+        raise ToolError("MACHINE= and TRANSPORT=vhost-user: a storage daemon has no machine; leave one of them out")
     if o.wait and "irq" in o.wait and "off" in o.irq:
         raise ToolError("WAIT=irq and IRQ=off: no interrupt would come; give IRQ= as well")
-    found = [Config(s, a, d, q, e, i, w, m, n) for s, a, d, q, e, i, m, n in
-             itertools.product(o.storage, o.aio, o.iodepth, o.queues, o.event_idx, o.irq, main, o.poll_max_ns)
+    found = [Config(s, a, d, q, e, i, w, m, n, t) for s, a, d, q, e, i, m, n, t in
+             itertools.product(o.storage, o.aio, o.iodepth, o.queues, o.event_idx, o.irq, main, o.poll_max_ns,
+                               o.transport)
              for w in o.wait or [NATURAL_WAIT[i]]]
     if not o.main and (list(o.irq), list(o.event_idx)) == (CHOICES["irq"], CHOICES["event_idx"]):
         # the main thread's other places, shown where they matter most
         found += [dataclasses.replace(c, main=m) for c in found for m in ("driver", "iothread")
-                  if (c.storage, c.qd, c.queues, c.event_idx, c.irq) == ("fast", 64, 1, "on", "each")]
+                  if (c.storage, c.qd, c.queues, c.event_idx, c.irq, c.transport) ==
+                  ("fast", 64, 1, "on", "each", "pci")]
     return found
 
 

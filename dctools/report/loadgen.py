@@ -123,7 +123,9 @@ class LoadgenResults(Results):
             # what was interrupted early has no pairs
             if config.main == "irqfd" and rows["iops"]["ab"]["n"]:
                 polls = f", polls {config.poll_max_ns} ns" if config.poll_max_ns else ""
-                found.setdefault(f"{config.storage} {config.aio}, event_idx {config.event_idx}{polls}", []).append(rows)
+                transport = "" if config.transport == "pci" else f", {config.transport}"
+                found.setdefault(f"{config.storage} {config.aio}, event_idx {config.event_idx}{polls}{transport}",
+                                 []).append(rows)
         whole: dict[str, dict[str, Any]] = {}
         for name, members in found.items():
             if len(members) < 2:
@@ -148,8 +150,13 @@ class LoadgenResults(Results):
         yield ("fast: tmpfs with O_DIRECT, for io_uring a page-cached file; disk: "
                f"{self.info['disk']} with O_DIRECT")
         yield (f"driver on CPU {cpus['driver']}, IOThread (and the workers of aio=threads) on CPU "
-               f"{cpus['iothread']}; QEMU's main thread stopped and interrupts taken from the eventfds as KVM "
-               f"does, or (main: ...) on the driver's, the IOThread's or a third CPU ({cpus['other']})")
+               f"{cpus['iothread']}")
+        transports = {c.transport for c in self.info["configs"]}
+        if "pci" in transports:
+            yield ("QEMU's main thread stopped and interrupts taken from the eventfds as KVM does, or (main: ...) on "
+                   f"the driver's, the IOThread's or a third CPU ({cpus['other']})")
+        if "vhost-user" in transports:
+            yield "vhost-user: the storage daemon's vhost-user-blk export; the driver's own eventfds are its interrupts"
         yield from self.host_lines(busy)
         done = max(r["pair"] for r in self.runs)
         turns = f"measured in {p['turns']} turns with the others of its pair" if "turns" in p else "one after the other"

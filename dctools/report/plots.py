@@ -109,7 +109,7 @@ def panels(table: Mapping["Config", dict[str, Any]], draw: Draw, ylabel: str, wi
     """A figure with a panel for each storage and irq mode (rows) and engine (columns)."""
     rows = list(dict.fromkeys((c.storage, c.irq, c.wait) for c in table))
     engines = list(dict.fromkeys(c.aio for c in table))
-    keys = sorted({(c.queues, c.event_idx, c.main, c.poll_max_ns) for c in table},
+    keys = sorted({(c.queues, c.event_idx, c.main, c.poll_max_ns, c.transport) for c in table},
                   key=lambda k: (k[2] != "irqfd", k))
     legend = 0.2 + 0.2 * math.ceil(len(keys) / 2)
     height = 0.5 + 2.1 * len(rows) + legend
@@ -122,13 +122,13 @@ def panels(table: Mapping["Config", dict[str, Any]], draw: Draw, ylabel: str, wi
         colour = BLUE if key[1] == "on" else ORANGE
         styles[key] = {"color": colour, "marker": "osD^v<>"[i % 7],
                        "ls": "-" if key[0] == min(k[0] for k in keys) else "--",
-                       "alpha": 1 if key[2:] == ("irqfd", 0) else .5}
+                       "alpha": 1 if key[2:] == ("irqfd", 0, keys[0][4]) else .5}
     for (storage, irq, wait), line in zip(rows, grid):
         for engine, ax in zip(engines, line):
             for key, style in styles.items():
                 mine = {c.qd: rows_ for c, rows_ in table.items()
                         if (c.storage, c.irq, c.wait, c.aio) == (storage, irq, wait, engine)
-                        and (c.queues, c.event_idx, c.main, c.poll_max_ns) == key}
+                        and (c.queues, c.event_idx, c.main, c.poll_max_ns, c.transport) == key}
                 if mine:
                     draw(ax, sorted(mine), mine, style, keys.index(key) - (len(keys) - 1) / 2)
             ax.set_xscale("log", base=2)
@@ -145,7 +145,8 @@ def panels(table: Mapping["Config", dict[str, Any]], draw: Draw, ylabel: str, wi
         shown.set_ylabel(ylabel)
         shown.tick_params(labelleft=True)
     names = {k: f"{k[0]} queue{'s' if k[0] > 1 else ''}, event_idx {k[1]}" +
-             ("" if k[2] == "irqfd" else f", main: {k[2]}") + (f", polls {k[3]} ns" if k[3] else "") for k in keys}
+             ("" if k[2] == "irqfd" else f", main: {k[2]}") + (f", polls {k[3]} ns" if k[3] else "") +
+             ("" if k[4] == "pci" else f", {k[4]}") for k in keys}
     fig.legend([lines.Line2D([], [], **styles[k]) for k in keys], names.values(), loc="lower center", ncols=2,
                frameon=False, fontsize=8)
     return fig

@@ -77,7 +77,8 @@ class Results:
     def binary_lines(self) -> Iterator[str]:
         """What identifies the binaries."""
         for b in self.info["binaries"]:
-            yield f"{b['label']}: {b['version']}, sha256 {b['sha256'][:16]}"
+            daemon = f", its storage daemon {b['daemon_sha256'][:16]}" if b.get("daemon_sha256") else ""
+            yield f"{b['label']}: {b['version']}, sha256 {b['sha256'][:16]}{daemon}"
 
     def header(self) -> tuple[str, ...]:
         """The names of the table's columns."""
