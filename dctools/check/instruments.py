@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The load generator, the costs in instructions, and the fuzzer: do they find what is there?"""
 
+import functools
+import pathlib
+
 from dctools import build, fuzz, guest
 from dctools.check.built import built
 from dctools.check.results import Results, must_fail
@@ -29,6 +32,25 @@ def check_loadgen(results: Results, stack: str) -> None:
     results.do("loadgen: a reaction time that does not vary is noticed", must_fail, "do not vary",
                instrument.check_jitter, binary, False)
     results.do("loadgen: one wrong byte in the image is found", instrument.check_corruption, binary)
+    check_export(results, binary)
+
+
+def check_export(results: Results, binary: pathlib.Path) -> None:
+    """The same of the storage daemon's vhost-user-blk export, by each engine."""
+    for aio in guest.AIO:
+        def do(name, function, *args, **kw):
+            results.do(f"loadgen: vhost-user, {aio}: {name}", functools.partial(function, **kw), *args)
+        do("one kick, one write and one interrupt for each request", instrument.check_export_counts, binary, aio)
+        do("a second write for each notification is found", instrument.check_export_counts, binary, aio, True, 2)
+        do("one write too few is noticed", must_fail, "1.000 writes per I/O, 2 expected",
+           instrument.check_export_counts, binary, aio, False, 2)
+        do(f"the used index wraps {instrument.WRAPS} times, and no notification is lost",
+           instrument.check_export_wraps, binary, aio)
+        do("nothing is lost of itself", instrument.check_export_loses, binary, aio, 0)
+        do("a lost notification is noticed", must_fail, "lost notification: queue 0 ",
+           instrument.check_export_loses, binary, aio)
+        do("one wrong byte in the image is found", instrument.check_corruption, binary, aio=(aio,),
+           transport=("vhost-user",))
 
 
 def check_cost(results: Results, stack: str) -> None:

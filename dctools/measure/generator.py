@@ -269,10 +269,10 @@ def compare(binaries: Mapping[str, str], config: Config, p: Parameters, image: I
 
 
 @contextlib.contextmanager
-def wrapped(script: str) -> Iterator[str]:
+def wrapped(script: str, name: str = "qemu-wrapped") -> Iterator[str]:
     """A shell script in place of QEMU."""
     with tempfile.TemporaryDirectory() as directory:
-        wrapper = pathlib.Path(directory) / "qemu-wrapped"
+        wrapper = pathlib.Path(directory) / name
         wrapper.write_text(f"#!/bin/sh\n{script}\n")
         wrapper.chmod(0o755)
         yield str(wrapper)

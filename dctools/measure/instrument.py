@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Tests of the load generator: what it must find, and what it must not."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dctools.common import ToolError
+from dctools.measure import compared
 from dctools.measure.generator import SOURCES, Image, command, compile_c, images, place, run_load, sample, wrapped
 from dctools.measure.plan import Options, Parameters, parameters
 from dctools.report.loadgen import PER_BATCH, metrics
@@ -18,6 +20,7 @@ from dctools.report.statistics import paired
 
 WRAPS = 4       # times 65,536 requests
 DOUBLE_WRITES = SOURCES / "preload" / "doublewrite.c"
+LOST = SOURCES / "preload" / "lost.c"
 # QEMU's trace events, of v7.2 and of v10.2: a used buffer, a notification, a deferred call
 LETTERS = {"virtio_notify_irqfd": "U", "virtio_notify_irqfd_send": "N", "defer_call_run": "R",
            "virtio_notify_batch": "U", "virtio_notify": "N", "virtio_notify_batch_deferred_fn": "R"}
@@ -94,10 +97,10 @@ def check_slowed(binary: pathlib.Path | str) -> None:
         raise ToolError(f"a doubled write was not found: write(2) per I/O {ratio_text(r)}, 2 expected")
 
 
-def check_wraps(binary: pathlib.Path | str) -> None:
+def check_wraps(binary: pathlib.Path | str, **chosen: Any) -> None:
     """No notification is lost while the used index wraps: the driver takes nothing without an interrupt."""
-    p = _small(aio=("native", "io_uring"), iodepth=(7, 64), event_idx=("on",), irq=("each", "batch"), wait=("irq",),
-               min_ios=WRAPS << 16)
+    p = _small(**{"aio": ("native", "io_uring"), "iodepth": (7, 64), "event_idx": ("on",), "irq": ("each", "batch"),
+                  "wait": ("irq",), "min_ios": WRAPS << 16, **chosen})
     with images(p) as found:
         for config in p.configs:
             done = sample(binary, config, p, found[config.storage, config.aio], 1)["ios"]
@@ -178,9 +181,52 @@ def check_jitter(binary: pathlib.Path | str, jitter: bool = True) -> None:
                         f"reaction time from 0 to {2 * reaction} us does")
 
 
-def check_corruption(binary: pathlib.Path | str) -> None:
+def _exported(aio: str, **kw: Any) -> Parameters:
+    """_small() for the storage daemon's vhost-user-blk export."""
+    return _small(aio=(aio,), transport=("vhost-user",), **kw)
+
+
+@contextlib.contextmanager
+def _preloaded(qemu: pathlib.Path | str, source: pathlib.Path | None, environment: str = "") -> Iterator[str]:
+    """The storage daemon of a QEMU, with something preloaded. It belongs to itself, for storage_daemon()."""
+    if source:
+        shim = place() / f"{source.stem}.so"
+        compile_c([source], shim, ["-shared", "-fPIC"])
+        environment += f' LD_PRELOAD="{shim}"'
+    with wrapped(f'{environment} exec "{compared.storage_daemon(str(qemu))}" "$@"', "qemu-storage-daemon") as daemon:
+        yield daemon
+
+
+def check_export_wraps(binary: pathlib.Path | str, aio: str) -> None:
+    """check_wraps() for the storage daemon's export."""
+    check_wraps(binary, aio=(aio,), iodepth=(64,), irq=("batch",), transport=("vhost-user",))
+
+
+def check_export_counts(binary: pathlib.Path | str, aio: str, preload: bool = False, wanted: float = 1) -> None:
+    """With one request at a time, there is one kick and one write(2) for each; the interrupts are those writes.
+
+    The kernel counts the writes, and our eventfds what is written to them. preload: with DOUBLE_WRITES.
+    """
+    p = _exported(aio)
+    with images(p) as found, _preloaded(binary, DOUBLE_WRITES if preload else None) as daemon:
+        run = sample(daemon, p.configs[0], p, found["fast", aio], 1)
+    seen = {**run["per_io"], "write(2) in a window of their own": run["syscalls"]["per_io"].get("write", 0)}
+    for what, expected in {"kicks": 1, "writes": wanted, "interrupts": wanted,
+                           "write(2) in a window of their own": wanted}.items():
+        if not .98 < seen[what] / expected < 1.02:
+            raise ToolError(f"{p.configs[0]}: {seen[what]:.3f} {what} per I/O, {expected} expected")
+
+
+def check_export_loses(binary: pathlib.Path | str, aio: str, lost: int = 100) -> None:
+    """A driver that waits for interrupts gets them all, unless one is lost; 0: none is."""
+    p = _exported(aio, iodepth=(16,), event_idx=("on",), irq=("batch",), wait=("irq",))
+    with images(p) as found, _preloaded(binary, LOST, f"LOST={lost}") as daemon:
+        run_load([*command(daemon, p.configs[0], p, found["fast", aio], 1), "--timeout", "1"], 120)
+
+
+def check_corruption(binary: pathlib.Path | str, **chosen: Any) -> None:
     """One wrong byte in the image is found, and its sector is named."""
-    p = _small(iodepth=(16,), queues=(2,))
+    p = _small(**{"iodepth": (16,), "queues": (2,), **chosen})
     config, sector = p.configs[0], 4711
     with images(p) as found:
         image = found[config.storage, config.aio]
