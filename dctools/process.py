@@ -66,3 +66,18 @@ def end(p: subprocess.Popen) -> None:
     if p.poll() is None:
         p.terminate()
         p.wait()
+
+
+def last_lines(path: pathlib.Path, lines: int = 1) -> list[str]:
+    """The end of a text, without empty lines; nothing if there is none."""
+    try:
+        text = path.read_text(errors="replace").replace("\r", "")
+    except OSError:
+        return []
+    return [s for s in text.split("\n") if s.strip()][-lines:]
+
+
+def said(log: pathlib.Path) -> str:
+    """What a program has said last, for the person."""
+    last = last_lines(log)
+    return f"it said: {last[0]} (log: {log})" if last else f"it said nothing (log: {log})"

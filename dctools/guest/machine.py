@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One QEMU with our guest in it: start it, run commands in it, look at its threads, end it."""
 
-import base64
 import contextlib
 import fcntl
-import hashlib
 import os
 import pathlib
 import re
-import secrets
 import shlex
 import signal
 import socket
@@ -20,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dctools import common
+from dctools import common, process
 from dctools.common import ToolError
 from dctools.guest import image as image_
 from dctools.guest.disk import FIRST_SLOT, MOST_DISKS, Disk, check_direct
+from dctools.guest.jobs import Jobs
 from dctools.guest.qemu import Qemu, qemu_python
 
 # One machine type whatever the binary, so that two of them can be compared.
@@ -43,14 +41,15 @@ class Hang(ToolError):
     """QEMU does not end."""
 
 
-class Guest:
+class Guest(Jobs):
     """One QEMU process with our guest in it. Kills it when the with block ends."""
 
     def __init__(self, binary: pathlib.Path | str, disks: Sequence[Disk] = (), *, vcpus: int = 2, memory: int = 512,
                  label: str = "guest", log_dir: pathlib.Path | str | None = None, python: pathlib.Path | None = None,
                  args: Sequence[str] = (), image: pathlib.Path | str | None = None, qmp_timeout: float = 30) -> None:
+        super().__init__(label)
         self.binary, self.disks = pathlib.Path(binary), list(disks)
-        self.vcpus, self.label = vcpus, label
+        self.vcpus = vcpus
         self.log_dir = pathlib.Path(log_dir or image_.place() / "log").resolve()
         self.console = self.log_dir / f"{label}.console"
         self.qemu_log = self.log_dir / f"{label}.log"
@@ -58,8 +57,6 @@ class Guest:
         self._python, self._image = python, pathlib.Path(image or image_.place())
         self._memory, self._args, self._qmp_timeout = memory, list(args), qmp_timeout
         self._qemu: Qemu | None = None
-        self._job: socket.socket | None = None
-        self._buffer = b""
         self._stopping = False
 
     def arguments(self) -> list[str]:
@@ -134,11 +131,6 @@ class Guest:
     def _monitor(self) -> Qemu:
         assert self._qemu, "the guest is not running"
         return self._qemu
-
-    @property
-    def _channel(self) -> socket.socket:
-        assert self._job, "the guest has not been started"
-        return self._job
 
     @property
     def pid(self) -> int | None:
@@ -289,21 +281,12 @@ class Guest:
 
     # -- what went wrong
 
-    @staticmethod
-    def _tail(path: pathlib.Path, lines: int = 1) -> list[str]:
-        try:
-            text = path.read_text(errors="replace").replace("\r", "")
-        except OSError:
-            return []
-        return [s for s in text.split("\n") if s.strip()][-lines:]
-
     def _said(self) -> str:
-        last = self._tail(self.qemu_log)
-        return f"it said: {last[0]} (log: {self.qemu_log})" if last else f"it said nothing (log: {self.qemu_log})"
+        return process.said(self.qemu_log)
 
     def _dead(self, what: str) -> ToolError:
         """A ToolError that tells whether QEMU lives and what the guest said last."""
-        for line in self._tail(self.console, 8):
+        for line in process.last_lines(self.console, 8):
             print(f"  {self.label}: {line}", file=sys.stderr)
         try:
             code = self._qemu and self._qemu.wait(1)
@@ -312,38 +295,7 @@ class Guest:
         state = "QEMU is still running" if code is None else f"QEMU ended with {code}, {self._said()}"
         return ToolError(f"{self.label}: {what}; {state}; console: {self.console}")
 
-    # -- jobs
-
-    def _receive(self, deadline: float, what: str) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise self._dead(f"no answer in time from the guest to {what}")
-        self._channel.settimeout(left)
-        data: bytes | None
-        try:
-            data = self._channel.recv(1 << 16)
-        except socket.timeout:
-            data = None
-        except OSError:
-            data = b""
-        if data == b"":
-            raise self._dead(f"the guest went away during {what}")
-        self._buffer += data or b""
-
-    def _receive_rest(self) -> None:
-        """What has come already, up to the last byte."""
-        self._channel.settimeout(0)
-        try:
-            while data := self._channel.recv(1 << 16):
-                self._buffer += data
-        except BlockingIOError:
-            pass
-
-    def _line(self, deadline: float, what: str) -> str:
-        while b"\n" not in self._buffer:
-            self._receive(deadline, what)
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line.decode(errors="replace")
+    # -- its start
 
     def wait_ready(self, timeout: float = 60) -> None:
         """Wait until the guest's init takes jobs; it needs about 4 s under TCG.
@@ -456,51 +408,6 @@ class Guest:
             for tid, part in wanted.items():
                 print(f"{'vCPU' if tid in vcpus else 'thread'} {tid}: {part:.0%} of {seconds:.1f} s", file=out)
         return max((wanted.get(tid, 0) for tid in vcpus), default=0)
-
-    def begin(self, command: str) -> str:
-        """Start a shell script in the guest; finish() has its result. One at a time."""
-        job = secrets.token_hex(8)
-        script = base64.b64encode(command.encode()).decode()
-        try:
-            self._channel.settimeout(30)
-            self._channel.sendall(f"run {job} {script}\n".encode())
-        except OSError as e:
-            raise self._dead("the guest takes no job") from e
-        return job
-
-    def finish(self, job: str, timeout: float = 60) -> tuple[int, str]:
-        """(exit status, output of both streams) of the job that begin() returned."""
-        deadline = time.monotonic() + timeout
-        while True:
-            m = re.fullmatch(r"done ([0-9a-f]{16}) (\d{1,3}) (\d{1,9}) ([0-9a-f]{32})",
-                             self._line(deadline, "a job"))
-            if not m:
-                continue
-            while len(self._buffer) < int(m[3]):
-                self._receive(deadline, "a job")
-            output, self._buffer = self._buffer[:int(m[3])], self._buffer[int(m[3]):]
-            if m[1] != job:
-                continue                # of a job that was given up
-            if hashlib.md5(output).hexdigest() != m[4]:
-                raise self._dead("the guest's answer came damaged")
-            return int(m[2]), output.decode(errors="replace")
-
-    def run(self, command: str, timeout: float = 60) -> tuple[int, str]:
-        """Run a shell script in the guest: (exit status, output of both streams)."""
-        return self.finish(self.begin(command), timeout)
-
-    def check(self, command: str, timeout: float = 60) -> str:
-        """Like run(), but a status other than 0 is a ToolError; returns the output."""
-        status, output = self.run(command, timeout)
-        if status:
-            last = (output.strip() or "it said nothing").splitlines()[-1]
-            raise ToolError(f"{self.label}: {command.split()[0]} failed in the guest with {status}: {last}")
-        return output
-
-    def put_file(self, name: str, text: str) -> None:
-        """Write a file in the guest."""
-        data = base64.b64encode(text.encode()).decode()
-        self.check(f"echo {data} | base64 -d >{shlex.quote(name)}")
 
     def disk(self, n: int = 0) -> tuple[str, str]:
         """(device node, virtio name) of disk n in the guest, such as /dev/vda, virtio1."""
