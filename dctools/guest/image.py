@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest's image: Debian's kernel, an initramfs with fio, firmware for QEMU."""
+"""The guest's image: Debian's kernels, for QEMU and as a program, an initramfs with fio, firmware for QEMU."""
 
 import dataclasses
 import fcntl
@@ -17,6 +17,9 @@ from dctools.common import ToolError
 CONFIG = pathlib.Path(__file__).resolve().parent / "initramfs"
 # Debian's kernel without drivers for real hardware: small, and boots fast.
 KERNEL = "linux-image-cloud-amd64"
+# Linux as a program, for the same initramfs
+UML = "user-mode-linux"
+XSTATE = CONFIG.parent / "preload/xstate.c"     # for processors that are younger than it
 # QEMU's source package in Debian comes without firmware blobs.
 FIRMWARE = {"seabios": ["bios-256k.bin"],
             "qemu-system-data": ["linuxboot_dma.bin", "kvmvapic.bin"]}
@@ -59,11 +62,10 @@ def candidates(packages: list[str]) -> dict[str, str]:
 
 def image_inputs(kernel: str) -> dict[str, Any]:
     """All that the image is made from; another value means: build it again."""
-    packages = candidates([kernel, *FIRMWARE])
+    packages = candidates([kernel, UML, *FIRMWARE])
     for p in ["fio", "busybox-static", "initramfs-tools-core"]:
         packages[p] = process.run(["dpkg-query", "-W", "-f", "${Version}", p])
-    files = {str(p.relative_to(CONFIG)): common.sha256(p)
-             for p in sorted(CONFIG.rglob("*")) if p.is_file()}
+    files = {p.name: common.sha256(p) for p in [*sorted(CONFIG.rglob("*")), XSTATE] if p.is_file()}
     return {"packages": packages, "files": files, "script": MKINITRAMFS}
 
 
@@ -75,7 +77,7 @@ def unpack(package: str, into: pathlib.Path, work: pathlib.Path) -> None:
 
 
 def build_image() -> None:
-    """Make build/guest/{vmlinuz,initrd.img,firmware/}, unless they are up to date."""
+    """Make build/guest/{vmlinuz,linux.uml,initrd.img,firmware/}, unless they are up to date."""
     top = place()
     top.mkdir(parents=True, exist_ok=True)
     with open(top / "lock", "w") as lock:
@@ -83,12 +85,12 @@ def build_image() -> None:
         kernel, version = kernel_package()
         inputs = image_inputs(kernel)
         stamp = top / "inputs.json"
-        wanted = [top / "vmlinuz", top / "initrd.img",
+        wanted = [top / "vmlinuz", top / "linux.uml", top / "xstate.so", top / "initrd.img",
                   *(top / "firmware" / f for fs in FIRMWARE.values() for f in fs)]
         if stamp.is_file() and stamp.read_text() == json.dumps(inputs) \
                 and all(p.is_file() for p in wanted):
             return
-        common.need_space(top, 500)
+        common.need_space(top, 700)
         common.progress(f"building the guest: {kernel}, fio {inputs['packages']['fio']}")
         stamp.unlink(missing_ok=True)
         work = top / "work"
@@ -98,6 +100,19 @@ def build_image() -> None:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         stamp.write_text(json.dumps(inputs))
+
+
+def add_uml(work: pathlib.Path, initrd: pathlib.Path) -> None:
+    """Take Linux as a program, and append its driver to the initramfs: archives may follow one another there."""
+    unpack(UML, work / "uml", work)
+    modules = list((work / "uml/usr/lib/uml/modules").glob("*/kernel/drivers/block/virtio_blk.ko"))
+    if len(modules) != 1:
+        raise ToolError(f"{len(modules)} virtio_blk.ko in Debian's package {UML}, one is needed")
+    (work / "more/uml").mkdir(parents=True)
+    shutil.copy(modules[0], work / "more/uml")
+    process.run(["sh", "-ec", 'find . | cpio -o -H newc -R 0:0 --quiet >>"$1"', "sh", initrd], cwd=work / "more")
+    process.run(["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", place() / "xstate.so", XSTATE])
+    os.replace(work / "uml/usr/bin/linux.uml", place() / "linux.uml")
 
 
 def make_image(work: pathlib.Path, kernel: str, version: str) -> None:
@@ -130,6 +145,7 @@ def make_image(work: pathlib.Path, kernel: str, version: str) -> None:
             if not found:
                 raise ToolError(f"no {f} in Debian's package {package}")
             shutil.copy(found, top / "firmware" / f)
+    add_uml(work, work / "initrd.img")
     os.replace(work / "initrd.img", top / "initrd.img")
     os.replace(work / f"root/boot/vmlinuz-{version}", top / "vmlinuz")
 
@@ -140,5 +156,5 @@ class Options:
 
 
 def main(_: Options) -> None:
-    """Make build/guest/{vmlinuz,initrd.img,firmware/}, unless they are up to date."""
+    """Make build/guest/{vmlinuz,linux.uml,initrd.img,firmware/}, unless they are up to date."""
     build_image()

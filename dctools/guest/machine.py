@@ -38,7 +38,7 @@ def accelerator() -> str:
 
 
 class Hang(ToolError):
-    """QEMU does not end."""
+    """QEMU, or its storage daemon, does not end or gives no answer."""
 
 
 class Guest(Jobs):

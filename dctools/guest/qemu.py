@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A QEMU process, by QEMU's own python library, of which each release has another. The differences end here."""
+"""QEMU and its monitor, by QEMU's own python library, of which each release has another. The differences end here."""
 
+import contextlib
 import inspect
 import pathlib
 import subprocess
 import sys
+import time
 from typing import Any
 
 from dctools import common
@@ -26,10 +28,15 @@ def qemu_python(stack: str | None = None) -> pathlib.Path:
     raise ToolError(f"no QEMU python library in {places[0]}; run `make tree`")
 
 
-def machine_class(library: pathlib.Path) -> type:
-    """QEMUMachine, with one thing mended."""
+def use_library(library: pathlib.Path) -> None:
+    """Let its modules be imported."""
     if str(library) not in sys.path:
         sys.path.insert(0, str(library))
+
+
+def machine_class(library: pathlib.Path) -> type:
+    """QEMUMachine, with one thing mended."""
+    use_library(library)
     from qemu.machine import QEMUMachine
 
     class Machine(QEMUMachine):
@@ -108,3 +115,32 @@ class Qemu:
         if process and process.poll() is None:
             process.kill()
             process.wait()
+
+
+class Monitor:
+    """The monitor of a program that is no emulator, and listens on a socket."""
+
+    def __init__(self, library: pathlib.Path, path: pathlib.Path) -> None:
+        use_library(library)
+        from qemu.qmp.legacy import QEMUMonitorProtocol
+        self._qmp = QEMUMonitorProtocol(str(path))
+        self._qmp.connect()
+
+    def qmp(self, command: str, arguments: dict[str, Any], patience: float = ANSWER) -> dict[str, Any]:
+        """Its answer to a command, which may be an error."""
+        self._qmp.settimeout(patience)
+        return self._qmp.cmd_obj({"execute": command, "arguments": arguments})
+
+    def wait_event(self, name: str, timeout: float, match: dict[str, Any]) -> Any:
+        """The next event of that name whose data has these values; what else comes is forgotten."""
+        deadline = time.monotonic() + timeout
+        while True:
+            # an int would mean: for ever
+            event = self._qmp.pull_event(max(.001, deadline - time.monotonic()))
+            if event["event"] == name and match.items() <= event.get("data", {}).items():
+                return event
+
+    def close(self) -> None:
+        """Let go of it, even if it has gone; never fails."""
+        with contextlib.suppress(Exception):
+            self._qmp.close()
