@@ -34,6 +34,9 @@ bench: install        ## fio in a guest, base and series side by side
 bench-ring: install   ## load generator instead of a guest, base and series side by side
 	@$(DC) loadgen
 
+bench-uml: install    ## fio in a real Linux on the vhost-user-blk export, base and series side by side
+	@$(DC) uml
+
 bench-cost: install   ## what a deferred call costs, in instructions
 	@$(DC) cost
 
@@ -66,5 +69,5 @@ help:
 	@echo 'Options are variables: make bench PAIRS=12. ./dc COMMAND --help tells them:'
 	@./dc --help | sed -n '/^  /p'
 
-.PHONY: all install tree export series-check mail build bench bench-ring bench-cost results signs stress soak \
+.PHONY: all install tree export series-check mail build bench bench-ring bench-uml bench-cost results signs stress soak \
 	sigterm fuzz image check help

@@ -28,6 +28,8 @@ COMMANDS = {
     "bench": Command("fio in a guest, base and series side by side", "dctools.measure.bench"),
     "loadgen": Command("a load generator instead of a guest, base and series side by side",
                        "dctools.measure.loadgen", "bench-ring"),
+    "uml": Command("fio in a real Linux on the vhost-user-blk export, base and series side by side",
+                   "dctools.measure.uml", "bench-uml"),
     "cost": Command("what a request and a deferred call cost, in instructions", "dctools.measure.cost", "bench-cost"),
     "results": Command("table and plots of results once more", "dctools.report.show"),
     "signs": Command("do other results show the same differences?", "dctools.report.signs"),

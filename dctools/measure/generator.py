@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from dctools import common, guest, process
@@ -66,50 +66,67 @@ class Image:
     verify: str         # what is verified: "all", a number of blocks, "none"
 
 
+def filled(path: str) -> str:
+    """The same file, with data in all of it that loadgen can verify."""
+    process.run([program(), "--fill", "--image", path])
+    return path
+
+
+def our_file(name: str, mib: int) -> str:
+    """A file of ours on the disk, filled."""
+    common.need_space(place(), mib + 64)
+    return filled(common.sparse(place() / name, mib << 20))
+
+
+def memory_has_direct() -> bool:
+    """Whether this kernel has O_DIRECT for files in memory."""
+    fd = os.memfd_create("probe")
+    try:
+        os.close(os.open(f"/proc/{os.getpid()}/fd/{fd}", os.O_RDONLY | os.O_DIRECT))
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def fast_images(engines: Collection[str]) -> Iterator[dict[str, Image]]:
+    """{engine: Image} of storage that answers at once.
+
+    For native and threads a file in memory (a memfd is tmpfs), for io_uring, which hands tmpfs to
+    worker threads, one in the page cache.
+    """
+    found: dict[str, Image] = {}
+    with contextlib.ExitStack() as stack:
+        if {"native", "threads"} & set(engines):
+            if not memory_has_direct():
+                raise ToolError("tmpfs has no O_DIRECT with this kernel (Linux 6.6 brought it); give STORAGE=disk")
+            fd = os.memfd_create("ring-image")
+            stack.callback(os.close, fd)
+            os.truncate(fd, IMAGE_MIB << 20)
+            path = filled(f"/proc/{os.getpid()}/fd/{fd}")
+            for aio in ("native", "threads"):
+                found[aio] = Image(path, True, "all")
+        if "io_uring" in engines:
+            found["io_uring"] = Image(our_file("cached.raw", IMAGE_MIB), False, "all")
+        yield found
+
+
 @contextlib.contextmanager
 def images(p: Parameters) -> Iterator[dict[tuple[str, str], Image]]:
-    """{(storage, engine): Image}, for the configurations of the plan.
-
-    "fast" answers at once: for native and threads a file in memory (a memfd is
-    tmpfs), for io_uring, which hands tmpfs to worker threads, one in the page cache.
-    """
-    fill, directory = program(), place()
-    found: dict[tuple[str, str], Image] = {}
-    fds: list[int] = []
+    """{(storage, engine): Image}, for the configurations of the plan."""
     wanted = {(c.storage, c.aio) for c in p.configs}
-
-    def filled(path):
-        process.run([fill, "--fill", "--image", path])
-        return path
-
-    def our_file(name, mib):
-        path = directory / name
-        common.need_space(directory, mib + 64)
-        return filled(common.sparse(path, mib << 20))
-    try:
-        if wanted & {("fast", "native"), ("fast", "threads")}:
-            fds.append(os.memfd_create("ring-image"))
-            os.truncate(fds[0], IMAGE_MIB << 20)
-            path = f"/proc/{os.getpid()}/fd/{fds[0]}"
-            try:
-                os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
-            except OSError as e:
-                raise ToolError("tmpfs has no O_DIRECT with this kernel (Linux 6.6 brought it); "
-                                "give STORAGE=disk") from e
-            filled(path)
-            for aio in ("native", "threads"):
-                found["fast", aio] = Image(path, True, "all")
-        if ("fast", "io_uring") in wanted:
-            found["fast", "io_uring"] = Image(our_file("cached.raw", IMAGE_MIB), False, "all")
+    found: dict[tuple[str, str], Image] = {}
+    with contextlib.ExitStack() as stack:
+        fast = stack.enter_context(fast_images([aio for storage, aio in wanted if storage == "fast"]))
+        found |= {("fast", aio): image for aio, image in fast.items()}
         if any(storage == "disk" for storage, _ in wanted):
             disk = p.disk or our_file("disk.raw", DISK_MIB)
             guest.check_direct(disk)
             for aio in guest.AIO:
                 found["disk", aio] = Image(disk, True, "none" if p.disk else "1024")
         yield found
-    finally:
-        for fd in fds:
-            os.close(fd)
 
 
 def placement(config: Config, cpus: Mapping[str, int | None]) -> list[Any]:

@@ -15,7 +15,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from dctools import common, fio, guest, options
 from dctools.common import ToolError
@@ -29,6 +29,8 @@ DISK_MIB = 512
 WARM_UP = 0.5           # seconds of fio in each guest before anything is counted
 
 Runs = Generator[tuple[str, dict[str, Any]], None, None]        # (engine, raw result), as they are measured
+Shown = TypeVar("Shown", bound=report.FioResults)
+Round = tuple[int, str, list[str]]                              # pair, role, engines
 
 
 # -- parameters ----------------------------------------------------------------
@@ -116,10 +118,10 @@ def our_disk() -> str:
     return str(path)
 
 
-def plan(p: Workload) -> list[tuple[int, str, list[str]]]:
+def plan(p: Workload) -> list[Round]:
     """The order of all processes and of the engines within them, fixed beforehand: [(pair, role, engines)]."""
     rng = random.Random(p.seed)
-    rounds: list[tuple[int, str, list[str]]] = []
+    rounds: list[Round] = []
     for pair in range(1, p.pairs + 1):
         engines = rng.sample(p.aio, len(p.aio))
         rounds += [(pair, role, engines) for role in rng.sample(ROLES, len(ROLES))]
@@ -199,15 +201,14 @@ def run_process(binary: compared.Binary, engines: Sequence[str], p: Workload, di
 
 # -- all of them ---------------------------------------------------------------
 
-def measure(p: Workload, both: Sequence[compared.Binary], disk: str, out: pathlib.Path,
-            run: Callable[..., Runs] = run_process) -> None:
-    """Run the plan; each result is on disk before the next begins."""
-    rounds = plan(p)
-    total = len(rounds) * len(p.aio)
+def measure(rounds: Sequence[Round], both: Sequence[compared.Binary], out: pathlib.Path,
+            run: Callable[[compared.Binary, Sequence[str], str, pathlib.Path], Runs]) -> None:
+    """Run the plan; each result is on disk before the next begins. run(binary, engines, label, log_dir)."""
+    total, pairs = sum(len(engines) for _, _, engines in rounds), max(pair for pair, _, _ in rounds)
     start, n = time.monotonic(), 0
     for pair, role, engines in rounds:
         binary = both[1] if role == "series" else both[0]
-        process = run(binary, engines, p, disk, f"{pair:03}-{role}", out / "log")
+        process = run(binary, engines, f"{pair:03}-{role}", out / "log")
         with contextlib.closing(process):       # ends QEMU whatever happens in between
             for engine, raw in process:
                 n += 1
@@ -216,12 +217,29 @@ def measure(p: Workload, both: Sequence[compared.Binary], disk: str, out: pathli
                 common.write_json(out / f"run-{n:03}.json", result)
                 left = (time.monotonic() - start) / n * (total - n)
                 name = binary.label + (" again" if role == "base2" else "")
-                common.progress(f"run {n} of {total}: pair {pair} of {p.pairs}, {name}, aio={engine}: "
-                                f"{report.metrics(result)['iops']:,.0f} IOPS; "
-                                f"{int(left) // 60}:{int(left) % 60:02} left")
+                iops = report.fio_figures(result)["iops"]
+                common.progress(f"run {n} of {total}: pair {pair} of {pairs}, {name}, aio={engine}: "
+                                f"{iops:,.0f} IOPS; {int(left) // 60}:{int(left) % 60:02} left")
 
 
-def bench(p: Workload, run: Callable[..., Runs] = run_process) -> None:
+def measured(out: pathlib.Path, work: Callable[[], None], kind: type[Shown]) -> Shown:
+    """Do this work, and show what was measured, even if that was interrupted."""
+    stopped: BaseException | None = None
+    try:
+        work()
+    except (KeyboardInterrupt, ToolError) as e:
+        stopped = e
+        common.progress("stopped; what is measured so far:")
+    if stopped and not any(out.glob("run-*.json")):
+        raise stopped
+    results = kind(out)
+    results.show()
+    if stopped:
+        raise stopped
+    return results
+
+
+def bench(p: Workload, run: Callable[..., Runs] = run_process) -> report.FioResults:
     """Measure with parameters that are checked(), and show what was measured, even if that was interrupted."""
     stack = common.stack_name()
     both = compared.binaries(p.qemu_a, p.qemu_b, stack)
@@ -234,13 +252,5 @@ def bench(p: Workload, run: Callable[..., Runs] = run_process) -> None:
     common.write_json(out / "bench.json", {**compared.about(p, stack, both), "disk": disk})
     common.progress(f"{p.pairs} pairs x {len(p.aio)} engines x (base, base again, series), "
                     f"{p.runtime:g} s each, seed {p.seed}; results in {out}")
-    stopped: BaseException | None = None
-    try:
-        measure(p, both, disk, out, run)
-    except (KeyboardInterrupt, ToolError) as e:
-        stopped = e
-        common.progress("stopped; what is measured so far:")
-    if not stopped or any(out.glob("run-*.json")):
-        report.FioResults(out).show()
-    if stopped:
-        raise stopped
+    return measured(out, lambda: measure(
+        plan(p), both, out, lambda binary, engines, *rest: run(binary, engines, p, disk, *rest)), report.FioResults)

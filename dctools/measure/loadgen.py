@@ -129,7 +129,7 @@ def measure_limits(p: Parameters, found: Images, out: pathlib.Path) -> None:
                 write_run(file, {"key": key, "iops": round(job["read"]["iops"] + job["write"]["iops"], 1)})
 
 
-def bench_ring(p: Parameters, run: Compare = compare) -> None:
+def bench_ring(p: Parameters, run: Compare = compare) -> LoadgenResults:
     """Measure, and show what was measured, even if that was interrupted."""
     stack = common.stack_name()
     both = compared.binaries(p.qemu_a, p.qemu_b, stack)
@@ -156,10 +156,13 @@ def bench_ring(p: Parameters, run: Compare = compare) -> None:
         except (KeyboardInterrupt, ToolError) as e:
             stopped = e
             common.progress(f"stopped{': ' if str(e) else ''}{e}; what is measured so far:")
-    if not stopped or (out / "runs.jsonl").stat().st_size:
-        LoadgenResults(out).show()
+    if stopped and not (out / "runs.jsonl").stat().st_size:
+        raise stopped
+    results = LoadgenResults(out)
+    results.show()
     if stopped:
         raise stopped
+    return results
 
 
 def main(given: Options) -> None:

@@ -14,6 +14,9 @@ from dctools.report.results import Results
 from dctools.report.statistics import ROLES, analyse
 
 
+SIDES = ["read", "write", "trim", "mixed"]      # of a job in fio's JSON
+
+
 def count_interrupts(lines: Sequence[str], virtio: str) -> int:
     """Interrupts of the request queues of one virtio device in lines of /proc/interrupts."""
     total = 0
@@ -31,13 +34,18 @@ def count_interrupts(lines: Sequence[str], virtio: str) -> int:
     return total
 
 
-def metrics(run: dict[str, Any]) -> dict[str, float]:
-    """The figures of one run, from the raw results in its file."""
-    sides = [job[side] for job in run["fio"]["jobs"] for side in ("read", "write", "trim", "mixed")
-             if job.get(side, {}).get("total_ios")]
-    ios = sum(s["total_ios"] for s in sides)
+def done_by_fio(run: dict[str, Any]) -> int:
+    """How many requests fio has done in a run."""
+    ios = sum(job[side]["total_ios"] for job in run["fio"]["jobs"] for side in SIDES if job.get(side))
     if not ios:
         raise ToolError(f"run {run['n']}: fio did no I/O")
+    return ios
+
+
+def fio_figures(run: dict[str, Any]) -> dict[str, float]:
+    """What fio itself says."""
+    done_by_fio(run)
+    sides = [job[side] for job in run["fio"]["jobs"] for side in SIDES if job.get(side, {}).get("total_ios")]
 
     def percentile(q):
         # Percentiles do not add up; of several jobs in a file of the person's own
@@ -45,18 +53,22 @@ def metrics(run: dict[str, Any]) -> dict[str, float]:
         found = [s["clat_ns"]["percentile"][q] for s in sides
                  if q in s.get("clat_ns", {}).get("percentile", {})]
         return max(found) / 1000 if found else math.nan
-
-    before, after = run["counters"]["before"], run["counters"]["after"]
-    interrupts = [count_interrupts(run["interrupts"][t], run["virtio"]) for t in ("before", "after")]
     return {"iops": sum(s["iops"] for s in sides),
-            "p50": percentile("50.000000"), "p99": percentile("99.000000"), "p999": percentile("99.900000"),
-            "interrupts": (interrupts[1] - interrupts[0]) / ios,
+            "p50": percentile("50.000000"), "p99": percentile("99.000000"), "p999": percentile("99.900000")}
+
+
+def metrics(run: dict[str, Any]) -> dict[str, float]:
+    """The figures of one run, from the raw results in its file."""
+    ios, before, after = done_by_fio(run), run["counters"]["before"], run["counters"]["after"]
+    interrupts = [count_interrupts(run["interrupts"][t], run["virtio"]) for t in ("before", "after")]
+    return {**fio_figures(run), "interrupts": (interrupts[1] - interrupts[0]) / ios,
             "writes": (after["syscw"] - before["syscw"]) / ios,
             "cpu": (after["cpu_ns"] - before["cpu_ns"]) / ios}
 
 
 class FioResults(Results):
     """One row for each aio engine and metric."""
+    KIND = "fio in a guest of QEMU"
     METRICS = {
         "iops": ("IOPS", ",.0f", True),
         "p50": ("latency p50 [us]", ",.0f", False),
@@ -66,7 +78,9 @@ class FioResults(Results):
         "writes": ("write(2) per I/O", ".4f", False),
         "cpu": ("IOThread ns per I/O", ",.0f", False),
     }
+    COUNTS = ["writes", "interrupts", "cpu"]        # that have a plot
     NAME = "bench.json"
+    figures = staticmethod(metrics)
 
     def load(self) -> None:
         def read(path):
@@ -81,7 +95,7 @@ class FioResults(Results):
         for path in sorted(self.directory.glob("run-*.json")):
             run = read(path)
             try:
-                run["metrics"] = metrics(run)
+                run["metrics"] = self.figures(run)
                 if run["role"] not in ROLES:
                     raise ValueError(f"role {run['role']}")
             except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -101,7 +115,8 @@ class FioResults(Results):
             return {r["pair"] for r in self.runs if r["engine"] == engine and r["role"] == role}
         return min(len(pairs(e, "base") & pairs(e, "series")) for e in self.table)
 
-    def setup(self) -> Iterator[str]:
+    def workload(self) -> Iterator[str]:
+        """What fio did, and in what guest."""
         p, host = self.info["parameters"], self.info["host"]
         job = "own fio job" if p["fio_job"] else \
             f"{p['rw']} {p['bs']}, iodepth {p['iodepth']}, numjobs {p['numjobs']}, {p['runtime']:g} s"
@@ -110,8 +125,11 @@ class FioResults(Results):
         yield f"fio: {job}; disk {self.info['disk']}"
         yield (f"guest: {p['vcpus']} vCPUs, {p['queues']} queues per disk, event_idx "
                f"{'on' if p['event_idx'] else 'off'}, accelerator {accel}")
-        yield from self.host_lines(self.others() / host["cpus"])
-        done = self.complete()
+
+    def setup(self) -> Iterator[str]:
+        p, done = self.info["parameters"], self.complete()
+        yield from self.workload()
+        yield from self.host_lines(self.others() / self.info["host"]["cpus"])
         yield (f"{done} pairs" + (f" of {p['pairs']} planned" if done < p["pairs"] else "") +
                f" of fresh processes, order random (seed {p['seed']}); {self.info['date']}")
         yield from self.binary_lines()
@@ -177,7 +195,7 @@ class FioResults(Results):
         a, b = self.labels
         tables = "".join(page.table(f"aio={engine}", self.header(), [self.cells(rows, m) for m in self.METRICS])
                          for engine, rows in self.table.items())
-        job = self.info["parameters"]["fio_job"]
-        return self.fill_page(f"{a} and {b} ({self.info['stack']})", self.summary(),
+        job = self.info["parameters"].get("fio_job")
+        return self.fill_page(f"{self.KIND}: {a} and {b} ({self.info['stack']})", self.summary(),
                               page.figures(plots.fio(self)), tables, self.runs[0]["command"],
                               f"<h2>fio job</h2><pre>{html.escape(job)}</pre>" if job else "")

@@ -71,6 +71,7 @@ class LoadgenResults(Results):
     }
     LATENCY = ["p50", "p99", "p999"]
     TOLD = ["iops", "cpu", "writes", *LATENCY]      # what table and summary have room for
+    KIND, GUEST = "the load generator, without a guest", False
     NAME = "ring.json"
     WIDTH = 110
 
@@ -259,7 +260,7 @@ class LoadgenResults(Results):
         else:
             tables += "".join(one(str(c), rows, self.limit_text(c, rows)) for c, rows in self.table.items())
         figures = page.figures(plots.loadgen(self), page.png if self.many else page.svg)
-        return self.fill_page(f"Load generator: {a} and {b} ({self.info['stack']})", self.summary(100), figures, tables,
+        return self.fill_page(f"{self.KIND}: {a} and {b} ({self.info['stack']})", self.summary(100), figures, tables,
                               self.info["command"])
 
     def told(self, everything: bool = False) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, Any]]:

@@ -87,7 +87,7 @@ def fio_ratios(results: "FioResults", a: str, b: str) -> Plot:
 def fio_counts(results: "FioResults", a: str, b: str) -> Plot:
     """What is counted per I/O, a panel for each count."""
     engines = list(results.table)
-    counts = ["writes", "interrupts", "cpu"]
+    counts = results.COUNTS
     fig = figure.Figure(figsize=(9, 3), layout="constrained")
     for ax, m in zip(fig.subplots(1, len(counts)), counts):
         for side, shift, color, label in (("base", -.2, BLUE, a), ("series", .2, ORANGE, b)):

@@ -32,6 +32,9 @@ class Results:
     """What is common to both kinds; each has its metrics, and says what was measured and what came out."""
     METRICS: dict[str, tuple[str, str, bool]]       # name, unit and digits in the table, and whether more is better
     NAME: str                                       # of the file with the parameters
+    KIND: str                                       # what was measured, for the person
+    GUEST = True                                    # whether a guest made the load
+    DIGEST = ["iops", "p99", "cpu", "writes"]       # metrics that digest() tells of
     WIDTH = 100                                     # of the summary
 
     def __init__(self, directory: pathlib.Path | str) -> None:

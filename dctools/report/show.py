@@ -10,21 +10,24 @@ from dctools.common import ToolError
 from dctools.report.infio import FioResults
 from dctools.report.loadgen import LoadgenResults
 from dctools.report.results import Results
+from dctools.report.uml import UmlResults
 
+KINDS: list[type[Results]] = [LoadgenResults, UmlResults, FioResults]
 LATEST = "latest-ring"      # in build/results: the load generator's
+LATEST_UML = "latest-uml"
 
 
 def results(directory: pathlib.Path) -> Results:
     """Those in this directory, of whichever kind they are."""
     if not directory.is_dir():
         raise ToolError(f"{directory}: no such results directory; `make bench` makes one")
-    return LoadgenResults(directory) if (directory / LoadgenResults.NAME).is_file() else FioResults(directory)
+    return next((kind for kind in KINDS if (directory / kind.NAME).is_file()), FioResults)(directory)
 
 
 def index(directory: pathlib.Path) -> str:
     """A line for each of the results below a directory that has none itself; empty if there are none."""
     lines = []
-    for file in sorted(f for name in (LoadgenResults.NAME, FioResults.NAME) for f in directory.rglob(name)):
+    for file in sorted(f for kind in KINDS for f in directory.rglob(kind.NAME)):
         try:
             info = json.loads(file.read_text())
             a, b = (f"{binary['label']} ({binary['version'].split()[-1]})" for binary in info["binaries"])
@@ -35,10 +38,10 @@ def index(directory: pathlib.Path) -> str:
 
 
 def last() -> pathlib.Path:
-    """Where `make bench` or `make bench-ring` has put its results last."""
+    """Where `make bench`, `make bench-ring` or `make bench-uml` has put its results last."""
     top = common.settings.build / "results"
     # the names begin with the time
-    return max((top / name for name in ("latest", LATEST)),
+    return max((top / name for name in ("latest", LATEST, LATEST_UML)),
                key=lambda link: link.resolve().name if link.exists() else "")
 
 
@@ -49,7 +52,7 @@ class Options:
 
 
 def main(given: Options) -> None:
-    """Table, summary and HTML page of results, of fio in a guest or of the load generator.
+    """Table, summary and HTML page of results, of fio in a guest, of that on the export, or of the load generator.
 
     With --markdown, a table as the documents have it: ratios with their intervals.
     Of a directory with several results, what they are.
@@ -57,7 +60,7 @@ def main(given: Options) -> None:
     Example: dc results results/ring-quick-epyc25 --markdown "iops cpu p99"
     """
     directory = pathlib.Path(given.directory) if given.directory else last()
-    if directory.is_dir() and not any((directory / kind.NAME).is_file() for kind in (LoadgenResults, FioResults)) \
+    if directory.is_dir() and not any((directory / kind.NAME).is_file() for kind in KINDS) \
             and (text := index(directory)):
         print(text)
         return

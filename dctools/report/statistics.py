@@ -44,6 +44,14 @@ def verdict(ab: dict[str, Any], aa: dict[str, Any], more_is_better: bool) -> str
     return "better" if (ab["ratio"] > 1) == more_is_better else "worse"
 
 
+def resolution(row: dict[str, Any]) -> float | None:
+    """The smallest difference, as a part of 1, that has a verdict with an interval and a noise floor as these are."""
+    ab, aa = row["ab"], row["aa"]
+    if ab["low"] is None or aa["low"] is None:
+        return None
+    return max(ab["high"] / ab["ratio"], ab["ratio"] / ab["low"], aa["high"], 1 / aa["low"]) - 1
+
+
 def middle(values: Sequence[float]) -> float:
     """Geometric mean, which fits the ratios; the plain one where there are zeros."""
     if not len(values):
