@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from dctools import base, common, options, series
 from dctools.check.built import prepare_guest
+from dctools.check.exports import check_exports
 from dctools.check.guests import check_faults, check_guest, check_soak, check_stress
 from dctools.check.instruments import check_cost, check_fuzz, check_loadgen
 from dctools.check.patches import check_patches
@@ -24,15 +25,15 @@ from dctools.common import ToolError, progress
 
 PARTS: dict[str, Callable[[Results, str], None]] = {
     "tools": check_tools, "series": check_series, "patches": check_patches, "unit": check_unit, "soak": check_soak,
-    "faults": check_faults, "guest": check_guest, "sanitizers": check_sanitizers, "tsan": check_tsan,
-    "qtest": check_qtest, "iotests": check_iotests, "stress": check_stress, "loadgen": check_loadgen,
-    "cost": check_cost, "fuzz": check_fuzz}
+    "faults": check_faults, "guest": check_guest, "exports": check_exports, "sanitizers": check_sanitizers,
+    "tsan": check_tsan, "qtest": check_qtest, "iotests": check_iotests, "stress": check_stress,
+    "loadgen": check_loadgen, "cost": check_cost, "fuzz": check_fuzz}
 FORK = multiprocessing.get_context("fork")     # a child has our settings
 LONG = ["fuzz"]         # clang compiles QEMU once more for it: only with FULL=1 or ONLY=
 # They build nothing, so they run, one after the other, beside the parts that come next; what
 # has to be done before
 BESIDE: dict[str, Callable] = {"tools": series.update_tree, "soak": prepare_guest, "faults": prepare_guest,
-                               "guest": prepare_guest}
+                               "guest": prepare_guest, "exports": prepare_guest}
 
 
 def cpu_seconds() -> float:

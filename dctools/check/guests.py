@@ -10,6 +10,7 @@ from dctools import build, common, environment, faults, fio, guest, process, soa
 from dctools.check.results import Results, logs, must_fail
 from dctools.common import ToolError
 from dctools.check.built import binary_of, built
+from dctools.guest.jobs import Jobs
 from dctools.process import limited
 
 # Operations of make soak that fit into the time; each comes once.
@@ -76,7 +77,7 @@ def smoke_disks(directory: pathlib.Path, aio: str) -> list[guest.Disk]:
     return disks
 
 
-def fio_errors(vm: guest.Guest, job: str, devices: list[str], kinds: list[str]) -> dict[str, str | None]:
+def fio_errors(vm: Jobs, job: str, devices: list[str], kinds: list[str]) -> dict[str, str | None]:
     """Run fio on the devices; {device: problem or None}. Each kind of I/O must have been done."""
     for dev in devices:
         job += f"\n[{pathlib.Path(dev).name}]\nfilename={dev}\n"

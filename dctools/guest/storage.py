@@ -123,6 +123,14 @@ class StorageDaemon:
         """The ids of its threads."""
         return {int(task.name) for task in pathlib.Path(f"/proc/{self.pid}/task").iterdir()}
 
+    def connections(self) -> int:
+        """How many sockets it has open."""
+        found = 0
+        for fd in pathlib.Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found += os.readlink(fd).startswith("socket:")
+        return found
+
     def add_iothread(self, name: str = "io0", poll_max_ns: int = 0) -> int:
         """Make an IOThread; its thread id, which this program has no command to ask for."""
         before = self.threads()

@@ -123,6 +123,15 @@ class Uml(Jobs):
             raise ToolError(f"{self.label}: the guest sees no disk {n} at {top}")
         return "/dev/" + out[1].rsplit("/", 1)[1], out[0].rsplit("/", 1)[1]
 
+    def power_off(self, timeout: float = 30) -> None:
+        """Let it end itself; a ToolError if it does not."""
+        self.begin("poweroff -f")
+        try:
+            assert self._process, "the guest is not running"
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired as e:
+            raise self._dead(f"poweroff did not end it within {timeout:g} s") from e
+
     def cpu_seconds(self) -> float:
         """What it has used so far, with the processes that its programs are."""
         ticks = 0

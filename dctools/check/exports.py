@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A real Linux on the vhost-user-blk export: it writes and verifies, and everything ends while it is busy."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+
+from dctools import common, guest
+from dctools.check.built import binary_of
+from dctools.check.guests import fio_errors
+from dctools.check.results import Results, logs, must_fail
+from dctools.common import ToolError
+from dctools.measure import compared
+
+SIZE = 24               # MiB a disk
+PATIENCE = 20           # seconds after which it hangs
+QUEUES = [1, 2]         # that are offered; the guest has one CPU and uses one
+# A system call takes long in this guest, so fio does with few of them
+BATCH = "iodepth=32\niodepth_batch_submit=32\niodepth_batch_complete_min=1\niodepth_batch_complete_max=32"
+VERIFY = f"""
+[global]
+ioengine=libaio
+direct=1
+size={SIZE}m
+bsrange=4k-64k
+bs_unaligned=0
+{BATCH}
+verify=crc32c
+verify_fatal=1
+rw=randwrite
+"""
+WRITE, READ = VERIFY + "do_verify=1\n", VERIFY + "verify_only=1\n"
+LOAD = f"""
+[load]
+ioengine=libaio
+direct=1
+rw=randrw
+bs=4k
+{BATCH}
+time_based
+runtime=100000
+"""
+LEFT = 2                # rounds; 10.2.2 mostly crashes in one
+MODES = ["hard", "safe"]                # of block-export-del; this export counts no client as a use of it
+ENDS = ["quit", "SIGTERM"]
+
+
+@contextlib.contextmanager
+def exported(stack: str, aio: str, label: str, queues: Sequence[int] = (1,)) -> \
+        Iterator[tuple[guest.StorageDaemon, list[guest.Disk], list[pathlib.Path], list[int]]]:
+    """A daemon with exports that offer so many queues: it, their disks, sockets, and the ids of their IOThreads."""
+    daemon = compared.storage_daemon(str(binary_of(stack)))
+    disks = [guest.Disk(common.sparse(logs() / "exports" / f"{label}-{aio}-{n}.raw", SIZE << 20), aio=aio, queues=q)
+             for n, q in enumerate(queues)]
+    try:
+        with guest.StorageDaemon(daemon, label=f"exports-{label}-{aio}-daemon", log_dir=logs()) as d:
+            tids = [d.add_iothread(f"io{n}") for n in range(len(disks))]
+            for n, disk in enumerate(disks):
+                d.add_disk(disk, f"disk{n}")
+            yield d, disks, [d.export(disk, f"disk{n}", f"io{n}") for n, disk in enumerate(disks)], tids
+    finally:
+        for disk in disks:
+            pathlib.Path(disk.path).unlink()
+
+
+@contextlib.contextmanager
+def linux_on(sockets: Sequence[pathlib.Path], label: str) -> Iterator[guest.Uml]:
+    """A Linux with these disks, that takes jobs."""
+    with guest.Uml(sockets, label=f"exports-{label}", log_dir=logs()) as linux:
+        linux.wait_ready(2 * PATIENCE)
+        yield linux
+
+
+@contextlib.contextmanager
+def visitor(daemon: guest.StorageDaemon, sockets: Sequence[pathlib.Path], label: str) -> Iterator[guest.Uml]:
+    """Likewise, and when it has gone the daemon knows that."""
+    before = daemon.connections()
+    with linux_on(sockets, label) as linux:
+        if daemon.connections() < before + len(sockets):
+            raise ToolError(f"{daemon.label}: the guest is there, but not as {len(sockets)} more connections")
+        yield linux
+    common.wait_until(lambda: daemon.connections() <= before, PATIENCE,
+                      f"{daemon.label}: does not let go of a guest that has gone")
+
+
+def requests(linux: guest.Uml, device: str) -> int:
+    """How many of them the guest has got back from this disk."""
+    fields = linux.check(f"cat /sys/block/{pathlib.Path(device).name}/stat", PATIENCE).split()
+    return int(fields[0]) + int(fields[4])
+
+
+def goes_on(linux: guest.Uml, device: str, patience: float = PATIENCE) -> None:
+    """A ToolError if the disk gives the guest nothing back for so long."""
+    before = requests(linux, device)
+    common.wait_until(lambda: requests(linux, device) > before, patience,
+                      f"{linux.label}: {device} hangs: no request is done within {patience:g} s", .05)
+
+
+def load(linux: guest.Uml) -> str:
+    """Keep the first disk busy from now on; its name."""
+    device, _ = linux.disk()
+    linux.put_file("/load.fio", f"{LOAD}filename={device}\n")
+    linux.check("fio --eta=never --output=/dev/null /load.fio >/dev/null 2>&1 &")
+    goes_on(linux, device)
+    return device
+
+
+def verifies(results: Results, stack: str, aio: str) -> None:
+    """fio writes and verifies on exports with one and with two queues, and notices a damaged block."""
+    with exported(stack, aio, "verify", QUEUES) as (daemon, disks, sockets, _), \
+            visitor(daemon, sockets, f"verify-{aio}") as linux:
+        devices = [linux.disk(n)[0] for n in range(len(disks))]
+        for device in devices:
+            used = len(linux.check(f"ls /sys/block/{pathlib.Path(device).name}/mq").split())
+            if used != 1:
+                raise ToolError(f"{device} has {used} queues in a guest with one CPU")
+        found = fio_errors(linux, WRITE, devices, ["read", "write"])
+        for disk, device in zip(disks, devices):
+            results.add(f"exports {aio} queues={disk.queues}: fio writes and verifies", found[device])
+        # the same test has to say no when the data is wrong, and only then
+        if problem := fio_errors(linux, READ, devices[:1], ["read"])[devices[0]]:
+            raise ToolError(f"fio does not verify what it wrote: {problem}")
+        with open(disks[0].path, "r+b") as f:
+            f.seek(SIZE << 19)
+            f.write(os.urandom(64 << 10))
+            os.fsync(f.fileno())
+        if (problem := fio_errors(linux, READ, devices[:1], [])[devices[0]]) != f"error {errno.EILSEQ}":
+            raise ToolError(f"fio did not notice a damaged block, but: {problem}")
+
+
+def remove(daemon: guest.StorageDaemon, mode: str, tid: int, patience: float = PATIENCE) -> None:
+    """Remove the export, its node and its IOThread, each within that time."""
+    daemon.qmp("block-export-del", patience, id="disk0", mode=mode)
+    daemon.wait_event("BLOCK_EXPORT_DELETED", patience, id="disk0")
+    daemon.qmp("blockdev-del", patience, node_name="disk0")
+    daemon.qmp("object-del", patience, id="io0")
+    common.wait_until(lambda: tid not in daemon.threads(), patience, f"{daemon.label}: the IOThread goes on without "
+                      "its object")
+    if left := daemon.qmp("query-block-exports", patience):
+        raise ToolError(f"{daemon.label}: {left[0]['id']} is still exported")
+
+
+def removed(stack: str, aio: str, mode: str) -> None:
+    """Remove an export that is busy."""
+    with exported(stack, aio, f"del-{mode}") as (daemon, _, sockets, tids), \
+            linux_on(sockets, f"del-{mode}-{aio}") as linux:
+        load(linux)
+        remove(daemon, mode, tids[0])
+
+
+def ends(stack: str, aio: str, how: str) -> None:
+    """The daemon ends while its export is busy."""
+    with exported(stack, aio, f"end-{how}") as (daemon, _, sockets, _), linux_on(sockets, f"end-{how}-{aio}") as linux:
+        load(linux)
+        daemon.shutdown(PATIENCE, how)
+
+
+def ends_when_left(stack: str, aio: str) -> None:
+    """The daemon ends at the moment when the guest of two exports goes."""
+    for _ in range(LEFT):
+        with exported(stack, aio, "left", (1, 1)) as (daemon, _, sockets, _):
+            with linux_on(sockets, f"left-{aio}"):
+                pass
+            daemon.shutdown(PATIENCE)
+
+
+def reconnects(stack: str, aio: str) -> None:
+    """Another guest comes when one has gone, of itself or killed while it was busy, and finds what that one wrote."""
+    with exported(stack, aio, "again") as (daemon, _, sockets, _):
+        with visitor(daemon, sockets, f"again-1-{aio}") as linux:
+            device, _ = linux.disk()
+            if problem := fio_errors(linux, WRITE, [device], ["read", "write"])[device]:
+                raise ToolError(f"the first guest: {problem}")
+            linux.power_off(PATIENCE)
+        with visitor(daemon, sockets, f"again-2-{aio}") as linux:
+            if problem := fio_errors(linux, READ, [device], ["read"])[device]:
+                raise ToolError(f"the second guest: {problem}")
+            load(linux)
+        with visitor(daemon, sockets, f"again-3-{aio}") as linux:
+            if problem := fio_errors(linux, WRITE, [device], ["read", "write"])[device]:
+                raise ToolError(f"the third guest: {problem}")
+
+
+@contextlib.contextmanager
+def stopped(daemon: guest.StorageDaemon) -> Iterator[None]:
+    """The daemon does nothing meanwhile."""
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+
+
+def notices(stack: str) -> None:
+    """A daemon that hangs is noticed by each of these checks."""
+    with exported(stack, "native", "hang") as (daemon, _, sockets, tids), linux_on(sockets, "hang") as linux:
+        device = load(linux)
+        with stopped(daemon):
+            must_fail("hangs: no request is done within 1 s", goes_on, linux, device, 1)
+            must_fail("no answer to QMP block-export-del within 1 s", remove, daemon, "hard", tids[0], 1)
+
+
+def notices_no_end(stack: str, how: str) -> None:
+    """A daemon that does not end is noticed."""
+    with exported(stack, "native", f"no-end-{how}") as (daemon, _, sockets, _), linux_on(sockets, "no-end") as linux:
+        load(linux)
+        os.kill(daemon.pid, signal.SIGSTOP)
+        must_fail(f"did not end within 1 s of `{how}`", daemon.shutdown, 1, how)
+
+
+def check_exports(results: Results, stack: str) -> None:
+    """A real Linux on the vhost-user-blk export: data, removal, end and return, each while it is busy."""
+    for aio in guest.AIO:
+        results.do(f"exports {aio}: fio notices a damaged block", verifies, results, stack, aio)
+        for mode in MODES:
+            results.do(f"exports {aio}: a busy export is removed, with its node and IOThread (mode={mode})",
+                       removed, stack, aio, mode)
+        for how in ENDS:
+            results.do(f"exports {aio}: the daemon ends by {how} while it is busy", ends, stack, aio, how)
+        results.do(f"exports {aio}: the daemon ends when its guest goes", ends_when_left, stack, aio)
+        results.do(f"exports {aio}: another guest comes when one has gone", reconnects, stack, aio)
+    results.do("exports: a daemon that hangs is noticed", notices, stack)
+    for how in ENDS:
+        results.do(f"exports: a daemon that does not end by {how} is noticed", notices_no_end, stack, how)
+    shutil.rmtree(logs() / "exports")
