@@ -2,6 +2,7 @@
 """bench.py: parameters, protection of the person's disk, keeping results."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from unittest import mock
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from dctools import common, guest, options
 from dctools.common import ToolError
-from dctools.measure import bench, compared, infio, plan
+from dctools.measure import bench, compared, infio, plan, uml
 from dctools.report.statistics import ROLES
 
 
@@ -273,8 +274,10 @@ class Keeping(unittest.TestCase):
             with self.subTest(env), mock.patch.object(infio, "bench") as guests, \
                     mock.patch("dctools.build.build_both"), mock.patch("dctools.series.update_tree"), \
                     mock.patch("dctools.common.progress") as said, mock.patch("dctools.measure.plan.cpu_list", lambda: [0, 1]), \
-                    mock.patch("dctools.measure.loadgen.bench_ring") as generator:
+                    mock.patch("dctools.measure.uml.bench"), mock.patch.object(bench, "digest", return_value="") as digest, \
+                    contextlib.redirect_stdout(io.StringIO()), mock.patch("dctools.measure.loadgen.bench_ring") as generator:
                 bench.main(options.load(bench.Options, env))
+                self.assertEqual(digest.call_count, 1)
                 self.assertEqual((guests.call_count, generator.call_count), (1, int(follows)))
                 self.assertEqual("RING=on adds it" in str(said.call_args_list), not follows and "RING" not in env)
                 if follows:
@@ -282,6 +285,28 @@ class Keeping(unittest.TestCase):
                     self.assertEqual(p.qemu_a, env.get("QEMU_A", ""))
                     self.assertEqual({(c.aio, c.qd, c.irq) for c in p.configs},
                                      {(aio, qd, irq) for aio in guest.AIO for qd in (4, 64) for irq in ("each", "batch")})
+
+    def test_linux_on_the_export_has_the_same_workload_or_is_left_out(self):
+        for env, wanted in [({}, {}), ({"PAIRS": "3"}, {"pairs": 3}), ({"RW": "read", "BS": "8k"}, {"rw": "read", "bs": "8k"}),
+                            ({"AIO": "native", "IODEPTH": "4", "RUNTIME": "1"}, {"aio": ("native",), "iodepth": 4, "runtime": 1}),
+                            ({"NUMJOBS": "2"}, None), ({"VCPUS": "4"}, None), ({"RW": "trim"}, None), ({"UML": "off"}, None),
+                            ({"NUMJOBS": "2", "IODEPTH": "4", "UML": "on"}, {"iodepth": 4})]:
+            with self.subTest(env):
+                given = bench.uml_workload(options.load(bench.Options, {"SEED": "1", **env}))
+                if wanted is None:
+                    self.assertIsNone(given)
+                else:
+                    self.assertEqual(given, dataclasses.replace(uml.Workload(seed=1), **wanted))
+
+    def test_what_is_finished_before_an_interruption_is_told(self):
+        with mock.patch.object(infio, "bench", return_value="first"), mock.patch("dctools.build.build_both"), \
+                mock.patch("dctools.measure.plan.cpu_list", lambda: [0, 1]), mock.patch("dctools.common.progress"), \
+                mock.patch("dctools.measure.loadgen.bench_ring", side_effect=KeyboardInterrupt), \
+                mock.patch.object(bench, "digest", return_value="told") as digest, \
+                contextlib.redirect_stdout(io.StringIO()) as out, self.assertRaises(KeyboardInterrupt):
+            bench.main(bench.Options())
+        digest.assert_called_once_with(["first"])
+        self.assertEqual(out.getvalue(), "\ntold\n")
 
     def test_load_generator_refuses_before_the_guests_run(self):
         with mock.patch.object(infio, "bench") as guests, mock.patch("dctools.build.build_both") as build, \

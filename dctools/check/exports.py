@@ -44,7 +44,7 @@ bs=4k
 time_based
 runtime=100000
 """
-LEFT = 2                # rounds; 10.2.2 mostly crashes in one
+LEFT = 2                # rounds with each engine; 10.2.2 crashes in about half of them
 MODES = ["hard", "safe"]                # of block-export-del; this export counts no client as a use of it
 ENDS = ["quit", "SIGTERM"]
 

@@ -60,16 +60,22 @@ class StorageDaemon:
             with open(self.log, "wb") as log:
                 self._process = subprocess.Popen(self.arguments(path), stdin=subprocess.DEVNULL, stdout=log,
                                                  stderr=subprocess.STDOUT, start_new_session=True)
-            common.wait_until(lambda: path.exists() or self._running.poll() is not None, self.patience,
+            common.wait_until(lambda: self._connect(library, path) or self._running.poll() is not None, self.patience,
                               lambda: f"{self.binary} gave no sign of life within {self.patience} s; {self._said()}",
                               .01)
             if self._running.poll() is not None:
                 raise ToolError(f"{self.binary} ended at once with {self._running.poll()}; {self._said()}")
-            self._monitor = Monitor(library, path)
         except BaseException:
             self.kill()
             raise
         return self
+
+    def _connect(self, library: pathlib.Path, path: pathlib.Path) -> bool:
+        """Whether its monitor answers by now; the socket is there a little before it does."""
+        if path.exists():
+            with contextlib.suppress(Exception):
+                self._monitor = Monitor(library, path)
+        return self._monitor is not None
 
     def arguments(self, monitor: pathlib.Path) -> list[str]:
         """The command line, for a monitor at this socket."""

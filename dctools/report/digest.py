@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What several measurements can show on this machine, and what they show, in a few lines."""
+
+import statistics
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from dctools.report.results import Results, number_text
+from dctools.report.statistics import middle, resolution
+
+WIDTH = 110
+FEW = 4             # configurations that have names; of more there are counts
+BUSY = 0.8          # of the time: an IOThread that works less waits for its guest
+
+
+def resolutions(results: Results) -> list[float]:
+    """For each configuration, by what part IOPS must differ for this run to tell it from noise."""
+    return [r for rows in results.table.values() if (r := resolution(rows["iops"])) is not None]
+
+
+def busy(results: Results) -> float:
+    """Which part of the time the base's IOThread worked, in the configuration in which it did most."""
+    return max(middle(rows["iops"]["base"]) * middle(rows["cpu"]["base"]) / 1e9 for rows in results.table.values())
+
+
+def waits(results: Results) -> bool:
+    """Whether the guest is what limits IOPS. The load generator has none."""
+    return results.GUEST and busy(results) < BUSY
+
+
+def percent_range(parts: Sequence[float]) -> str:
+    """Such as 2 to 5 %."""
+    low, high = (f"{p:.1%}" if p < .1 else f"{p:.0%}" for p in (min(parts), max(parts)))
+    return (low if low == high else f"{low} to {high}").replace("%", " %").replace(" % to", " to")
+
+
+def ability(results: Results) -> str:
+    """What it can show."""
+    found = resolutions(results)
+    tells = f"IOPS that differ by {percent_range(found)} are told from noise" if found else \
+        "fewer than two pairs: nothing is told from noise"
+    if waits(results):
+        return (f"the guest is the bottleneck (the IOThread worked {busy(results):.0%} of the time), so IOPS hardly "
+                f"depend on QEMU; {tells}")
+    return tells
+
+
+def value(results: Results, m: str, row: dict[str, Any]) -> str:
+    """A ratio with its interval, or for what is counted per I/O both counts."""
+    if results.METRICS[m][1] == ".4f":
+        return " → ".join(number_text(row[side], ".3f") for side in ("base", "series"))
+    return f"{row['ab']['ratio']:.2f} [{row['ab']['low']:.2f}, {row['ab']['high']:.2f}]"
+
+
+def finding(results: Results, m: str) -> str:
+    """What it shows of one metric; empty if that is nothing, but of IOPS it is said."""
+    by_verdict: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for config, rows in results.table.items():
+        by_verdict.setdefault(rows[m]["verdict"], []).append((str(config), rows[m]))
+    told = [v for v in ("better", "worse") if v in by_verdict]
+    if not told and m != "iops":
+        return ""
+    parts = []
+    for verdict in told:
+        members = by_verdict[verdict]
+        if len(results.table) <= FEW:
+            parts.append(f"{verdict}: " + ", ".join(f"{name} {value(results, m, row)}" for name, row in members))
+        else:
+            ratios = [row["ab"]["ratio"] for _, row in members]
+            parts.append(f"{verdict} in {len(members)} of {len(results.table)} configurations "
+                         f"({min(ratios):.2f} to {max(ratios):.2f})")
+    if len(told) == 0:
+        parts.append("no difference outside of the noise")
+    return f"{results.METRICS[m][0].split(' [')[0]} {'; '.join(parts)}"
+
+
+def digest(measured: Sequence[Results]) -> str:
+    """The lines. What can show most is first."""
+    order = sorted(measured, key=lambda r: (waits(r), statistics.median(resolutions(r) or [9])))
+    lines = []
+    for results in order:
+        a, b = results.labels
+        lines += textwrap.wrap(f"* {results.KIND}: {ability(results)}.", WIDTH, subsequent_indent="  ")
+        for said in filter(None, (finding(results, m) for m in results.DIGEST)):
+            lines += textwrap.wrap(said, WIDTH, initial_indent="    ", subsequent_indent="      ")
+    if not lines:
+        return ""
+    return "\n".join([f"What this run can show, and what it shows ({b}/{a}, 95 % intervals; the tables have the rest):",
+                      *lines])
