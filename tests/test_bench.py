@@ -296,7 +296,7 @@ class Keeping(unittest.TestCase):
                 if wanted is None:
                     self.assertIsNone(given)
                 else:
-                    self.assertEqual(given, dataclasses.replace(uml.Workload(seed=1), **wanted))
+                    self.assertEqual(given, uml.checked(dataclasses.replace(uml.Workload(seed=1), **wanted)))
 
     def test_what_is_finished_before_an_interruption_is_told(self):
         with mock.patch.object(infio, "bench", return_value="first"), mock.patch("dctools.build.build_both"), \

@@ -54,12 +54,12 @@ def parameters(**env):
 class Parameters(unittest.TestCase):
     def test_defaults(self):
         p = parameters()
-        self.assertEqual((p.aio, p.iodepth, p.rw, p.bs, p.pairs, p.queues, p.poll_max_ns),
-                         (("native", "io_uring", "threads"), 32, "randread", "4k", 4, 1, 0))
+        self.assertEqual((p.aio, p.iodepth, p.batch, p.rw, p.bs, p.pairs, p.queues, p.poll_max_ns),
+                         (("native", "io_uring", "threads"), 32, 16, "randread", "4k", 4, 1, 0))
         self.assertIsNotNone(p.seed)
 
     def test_nonsense_is_one_line_that_names_it(self):
-        for name, value in [("AIO", "posix"), ("IODEPTH", "0"), ("RW", "randtrim"), ("BS", "100"), ("QUEUES", "65"),
+        for name, value in [("AIO", "posix"), ("IODEPTH", "0"), ("BATCH", "33"), ("RW", "randtrim"), ("BS", "100"), ("QUEUES", "65"),
                             ("PAIRS", "0"), ("RUNTIME", "0.1"), ("POLL_MAX_NS", "-1"), ("SEED", "x"), ("QEMU_A", "/bin/true")]:
             with self.subTest(name=name, value=value), self.assertRaises(ToolError) as e:
                 parameters(**{name: value})
@@ -81,8 +81,8 @@ class Parameters(unittest.TestCase):
 
     def test_job(self):
         job = uml.job_file(parameters(IODEPTH="16", BS="8k", RW="randwrite"), "/dev/vda", .5)
-        for line in ["filename=/dev/vda", "rw=randwrite", "bs=8k", "iodepth=16", "iodepth_batch_submit=16",
-                     "iodepth_batch_complete_max=16", "runtime=500ms"]:
+        for line in ["filename=/dev/vda", "rw=randwrite", "bs=8k", "iodepth=16", "iodepth_batch_submit=8",
+                     "iodepth_batch_complete_max=8", "runtime=500ms"]:
             self.assertIn(f"\n{line}\n", job)
 
     def test_one_cpu_is_shared(self):
@@ -262,6 +262,9 @@ class Digest(FakeSamples):
         text = self.said(self.run_once(cpu=300_000))
         self.assertRegex(text, r"the guest is the bottleneck \(the IOThread worked (29|30|31) % of the time\), so IOPS hardly"
                          .replace(" %", "%"))
+
+    def test_it_is_not_where_a_difference_is_seen(self):
+        self.assertNotIn("bottleneck", self.said(self.run_once(cpu=300_000, series={"iops": 1500.0})))
 
     def test_too_few_pairs(self):
         text = self.said(self.run_once(env={"PAIRS": "1"}))

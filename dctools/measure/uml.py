@@ -22,7 +22,7 @@ from dctools.report.uml import UmlResults
 
 RW = ["read", "write", "randread", "randwrite", "rw", "readwrite", "randrw"]
 COUNT = 0.5             # seconds of fio in which system calls are counted, and which warm up
-START_UP = 2.2          # seconds, about, that a sample takes beside its fio
+START_UP = 4            # seconds, about, that a sample takes beside what is measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +30,13 @@ class Workload:
     """What fio does in the guest, and how often."""
     aio: tuple[str, ...] = options.words(guest.AIO, tuple(guest.AIO), "engines")
     iodepth: int = options.number(32, 1, 1024, "requests in flight")
+    batch: int | None = options.number(None, 1, 1024, "requests that fio submits, and takes, at once",
+                                       shown="half of iodepth")
     rw: str = options.choice(RW, "randread", "what fio does", "fio's kinds are")
     bs: str = options.option(infio.block_size, "4k", "block size")
     queues: int = options.number(1, 1, 64, "virtqueues that the export offers; the guest has one CPU and uses one")
     pairs: int = options.number(4, 1, 1000, "pairs of processes, base and series")
-    runtime: float = options.number(2, 0.5, 3600, "seconds of each sample", float)
+    runtime: float = options.number(1.5, 0.5, 3600, "seconds of each sample", float)
     poll_max_ns: int = options.number(0, 0, 10 ** 9, "the IOThread polls so long (QEMU: 32768)")
     seed: int | None = options.seed("replays the order of the runs")
     qemu_a: str = options.text("", "a QEMU binary, with its storage daemon beside it, in place of the base", "base")
@@ -42,9 +44,13 @@ class Workload:
 
 
 def checked(p: Workload) -> Workload:
-    """These parameters, if they go together; with a seed."""
+    """These parameters, if they go together; with all that was left open."""
     compared.check_given(p.qemu_a, p.qemu_b)
-    return dataclasses.replace(p, seed=random.SystemRandom().randrange(1 << 31) if p.seed is None else p.seed)
+    if (p.batch or 1) > p.iodepth:
+        raise ToolError(f"BATCH={p.batch}: no more than IODEPTH={p.iodepth} are in flight")
+    # all of them at once, and guest and IOThread would take turns: one works, the other waits
+    return dataclasses.replace(p, batch=p.batch or max(1, p.iodepth // 2),
+                               seed=random.SystemRandom().randrange(1 << 31) if p.seed is None else p.seed)
 
 
 def rounds(p: Workload) -> list[Round]:
@@ -61,10 +67,10 @@ def cpus() -> tuple[int | None, int | None]:
 
 
 def job_file(p: Workload, device: str, seconds: float) -> str:
-    """The fio job. It submits and takes what there is at once: a system call takes long in this guest."""
+    """The fio job. It submits and takes many requests at once: a system call takes long in this guest."""
     return "\n".join(["[bench]", f"filename={device}", "ioengine=libaio", "direct=1", f"rw={p.rw}", f"bs={p.bs}",
-                      f"iodepth={p.iodepth}", f"iodepth_batch_submit={p.iodepth}", "iodepth_batch_complete_min=1",
-                      f"iodepth_batch_complete_max={p.iodepth}", "norandommap", "unified_rw_reporting=mixed",
+                      f"iodepth={p.iodepth}", f"iodepth_batch_submit={p.batch}", "iodepth_batch_complete_min=1",
+                      f"iodepth_batch_complete_max={p.batch}", "norandommap", "unified_rw_reporting=mixed",
                       "time_based", f"runtime={round(seconds * 1000)}ms", ""])
 
 

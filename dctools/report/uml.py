@@ -49,8 +49,9 @@ class UmlResults(FioResults):
 
     def workload(self) -> Iterator[str]:
         p, cpus = self.info["parameters"], self.info["cpus"]
-        yield (f"fio: {p['rw']} {p['bs']}, iodepth {p['iodepth']}, {p['runtime']:g} s; poll-max-ns {p['poll_max_ns']}; "
-               "storage: " + ", ".join(f"{aio} {where}" for aio, where in self.info["storage"].items()))
+        storage = ", ".join(f"{aio} {where}" for aio, where in self.info["storage"].items())
+        yield (f"fio: {p['rw']} {p['bs']}, iodepth {p['iodepth']}, {p['batch']} at once, {p['runtime']:g} s; "
+               f"poll-max-ns {p['poll_max_ns']}; storage: {storage}")
         yield ("guest: User Mode Linux, no hardware virtualisation needed" +
                ("; it and the daemon share the only CPU" if None in cpus else
                 f", on CPU {cpus[0]}; the daemon with its IOThread (and the workers of aio=threads) on CPU {cpus[1]}"))
