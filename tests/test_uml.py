@@ -246,7 +246,7 @@ class Digest(FakeSamples):
 
     def test_a_difference(self):
         text = self.said(self.run_once(series={"iops": 1500.0, "irqs": 20}))
-        self.assertRegex(text, r"\* a real Linux on the vhost-user-blk export: IOPS that differ by [\d.]+( to [\d.]+)? % are told "
+        self.assertRegex(text, r"\* a real Linux on the vhost-user-blk export: IOPS that differ by [\d.]+( to [\d.]+)? % or more are told "
                                r"from noise\. IOPS better: io_uring 1\.[45]\d \[1\.[45]\d, 1\.5\d\], native 1\.[45]")
         self.assertIn("interrupts per I/O better: io_uring 0.100 → 0.020, native 0.100 → 0.020", text)
         self.assertNotIn("bottleneck", text)
@@ -281,6 +281,14 @@ class Digest(FakeSamples):
         rows = results.table["native"]
         results.table = {f"config {n}": rows for n in range(7)}
         self.assertRegex(self.said(results), r"IOPS better in 7 of 7 configurations \(1\.[45]\d to 1\.[45]\d\)")
+
+    def test_noise_without_bounds(self):
+        results = self.run_once()
+        for rows in results.table.values():
+            rows["iops"]["aa"]["high"] = 20.0
+        self.assertIn("too noisy: IOPS that differ by less than 100 % are not told", self.said(results))
+        results.table["native"]["iops"]["aa"]["high"] = 1.2
+        self.assertIn("IOPS that differ by 20 to 100 % or more are told", self.said(results))
 
     def test_nothing_measured(self):
         self.assertEqual(digest([]), "")

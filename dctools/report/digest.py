@@ -31,16 +31,17 @@ def waits(results: Results) -> bool:
 
 
 def percent_range(parts: Sequence[float]) -> str:
-    """Such as 2 to 5 %."""
-    low, high = (f"{p:.1%}" if p < .1 else f"{p:.0%}" for p in (min(parts), max(parts)))
+    """Such as 2 to 5 %; two noisy pairs know no bounds."""
+    low, high = (f"{p:.1%}" if p < .1 else f"{min(p, 1):.0%}" for p in (min(parts), max(parts)))
     return (low if low == high else f"{low} to {high}").replace("%", " %").replace(" % to", " to")
 
 
 def ability(results: Results) -> str:
     """What it can show."""
     found = resolutions(results)
-    tells = f"IOPS that differ by {percent_range(found)} are told from noise" if found else \
-        "fewer than two pairs: nothing is told from noise"
+    tells = "fewer than two pairs: nothing is told from noise" if not found else \
+        "too noisy: IOPS that differ by less than 100 % are not told from noise" if min(found) >= 1 else \
+        f"IOPS that differ by {percent_range(found)} or more are told from noise"
     if waits(results):
         return (f"the guest is the bottleneck (the IOThread worked {busy(results):.0%} of the time), so IOPS hardly "
                 f"depend on QEMU; {tells}")
