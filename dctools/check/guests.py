@@ -91,6 +91,18 @@ def fio_errors(vm: Jobs, job: str, devices: list[str], kinds: list[str]) -> dict
     return found
 
 
+def notices_damage(vm: Jobs, job: str, device: str, path: str, mib: int) -> None:
+    """The job that verifies has to say no when the data in the disk's file is wrong, and only then."""
+    if problem := fio_errors(vm, job, [device], ["read"])[device]:
+        raise ToolError(f"fio does not verify what it wrote: {problem}")
+    with open(path, "r+b") as f:
+        f.seek(mib << 19)
+        f.write(os.urandom(64 << 10))
+        os.fsync(f.fileno())
+    if (problem := fio_errors(vm, job, [device], [])[device]) != f"error {errno.EILSEQ}":
+        raise ToolError(f"fio did not notice a damaged block, but: {problem}")
+
+
 def check_guest(results: Results, stack: str) -> None:
     """In a guest: write and verify, and notice a block that is not what was written."""
     binary = binary_of(stack)
@@ -112,16 +124,8 @@ def check_guest(results: Results, stack: str) -> None:
                 for n, (d, dev) in enumerate(zip(disks, devices)):
                     results.add(f"guest {aio} {d.driver} event_idx={'on' if d.event_idx else 'off'} "
                                 f"queues={d.queues}: fio writes and verifies", found[dev])
-                # The same test has to say no when the data is wrong, and only then
                 read = SMOKE_JOB.format(size=SMOKE_SIZE, phase="rw=randwrite\nverify_only=1")
-                if problem := fio_errors(vm, read, devices[:1], ["read"])[devices[0]]:
-                    raise ToolError(f"fio does not verify what it wrote: {problem}")
-                with open(disks[0].path, "r+b") as f:
-                    f.seek(SMOKE_SIZE << 19)
-                    f.write(os.urandom(64 << 10))
-                    os.fsync(f.fileno())
-                if (problem := fio_errors(vm, read, devices[:1], [])[devices[0]]) != f"error {errno.EILSEQ}":
-                    raise ToolError(f"fio did not notice a damaged block, but: {problem}")
+                notices_damage(vm, read, devices[0], disks[0].path, SMOKE_SIZE)
         results.do(f"guest {aio}: boots, ends, and fio notices a damaged block", smoke)
         shutil.rmtree(directory)
 
