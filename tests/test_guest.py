@@ -273,7 +273,11 @@ class Arguments(unittest.TestCase):
         self.assertIn("scsi-hd,bus=disk0.0,drive=drive0", scsi)
         self.assertIn("num_queues=1", scsi)
         self.assertNotIn("iothread", scsi)
-        with self.assertRaisesRegex(ToolError, "virtio-blk-pci or virtio-scsi-pci"):
+        nvme = " ".join(guest.Disk("/x", driver="nvme", iothread=False).arguments(0))
+        self.assertIn("nvme,id=disk0,", nvme)
+        self.assertIn("drive=drive0", nvme)
+        self.assertNotIn("event_idx", nvme)
+        with self.assertRaisesRegex(ToolError, "virtio-blk-pci, virtio-scsi-pci or nvme"):
             guest.Disk("/x", driver="ide").arguments(0)
 
     def test_kvm_needs_the_processor_flag(self):

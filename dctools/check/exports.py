@@ -6,10 +6,12 @@ import os
 import pathlib
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Sequence
 
-from dctools import common, guest
+from dctools import common, environment, guest, process
 from dctools.check.built import binary_of
+from dctools.check.client import Client
 from dctools.check.guests import fio_errors, notices_damage
 from dctools.check.results import Results, logs, must_fail
 from dctools.common import ToolError
@@ -46,6 +48,8 @@ runtime=100000
 LEFT = 2                # rounds with each engine; 10.2.2 crashes in about half of them
 MODES = ["hard", "safe"]                # of block-export-del; this export counts no client as a use of it
 ENDS = ["quit", "SIGTERM"]
+SLOW = 1                # seconds of each request on the slow disk, and of each notification that is late
+SLOW_DISK = {"driver": "null-co", "node-name": "slow", "size": 1 << 20, "latency-ns": SLOW * 10**9}
 
 
 @contextlib.contextmanager
@@ -203,6 +207,48 @@ def notices_no_end(stack: str, how: str) -> None:
         must_fail(f"did not end within 1 s of `{how}`", daemon.shutdown, 1, how)
 
 
+@contextlib.contextmanager
+def slow(stack: str, label: str) -> Iterator[tuple[guest.StorageDaemon, pathlib.Path]]:
+    """A daemon whose export takes SLOW seconds for each request, and its socket."""
+    with guest.StorageDaemon(compared.storage_daemon(str(binary_of(stack))), label=f"exports-{label}",
+                             log_dir=logs()) as daemon:
+        daemon.add_iothread()
+        daemon.qmp("blockdev-add", **SLOW_DISK)
+        yield daemon, daemon.export(guest.Disk("", read_only=True), "slow")
+
+
+def gone(stack: str, crash: bool = False) -> None:
+    """A client goes while its request is in flight, and kicks once more; the export takes the next one."""
+    with slow(stack, "gone") as (daemon, path):
+        before = daemon.connections()
+        with Client(path, PATIENCE) as client:
+            client.read()
+            time.sleep(SLOW / 4)            # the daemon takes it
+            client.hang_up()
+            time.sleep(SLOW / 4)            # it sees that, and waits for the request
+            client.read()
+            if crash:
+                os.kill(daemon.pid, signal.SIGABRT)
+            common.wait_until(lambda: daemon.connections() <= before, PATIENCE,
+                              f"{daemon.label}: does not let go of a client that has gone")
+        with Client(path, PATIENCE):
+            pass
+
+
+def drained(stack: str, patience: float = PATIENCE) -> None:
+    """The daemon drains the node while a request is in flight, whose notification takes long."""
+    library = logs() / "late.so"
+    process.run(["gcc", "-Wall", "-shared", "-fPIC", "-O1", "-o", library, common.ROOT / "tests/late.c", "-ldl"])
+    with environment.setenv(LD_PRELOAD=str(library), LATE_US=str(SLOW * 1000000)), \
+            slow(stack, "drained") as (daemon, path), Client(path, PATIENCE) as client:
+        time.sleep(2 * SLOW)                # a virtqueue that starts is notified, too
+        client.read()
+        time.sleep(SLOW / 4)
+        daemon.qmp("blockdev-reopen", patience, options=[SLOW_DISK])
+        if not client.used():
+            raise ToolError("the drain did not wait for the request")
+
+
 def check_exports(results: Results, stack: str) -> None:
     """A real Linux on the vhost-user-blk export: data, removal, end and return, each while it is busy."""
     for aio in guest.AIO:
@@ -217,4 +263,9 @@ def check_exports(results: Results, stack: str) -> None:
     results.do("exports: a daemon that hangs is noticed", notices, stack)
     for how in ENDS:
         results.do(f"exports: a daemon that does not end by {how} is noticed", notices_no_end, stack, how)
+    results.do("exports: a client goes with a request in flight, and kicks", gone, stack)
+    results.do("exports: a daemon that crashes then is noticed", must_fail, "lets no client in", gone, stack, True)
+    results.do("exports: a drain waits for a request that is notified of late", drained, stack)
+    results.do("exports: a drain that takes too long is noticed", must_fail, "no answer to QMP blockdev-reopen",
+               drained, stack, SLOW / 10)
     shutil.rmtree(logs() / "exports")

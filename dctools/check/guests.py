@@ -103,6 +103,60 @@ def notices_damage(vm: Jobs, job: str, device: str, path: str, mib: int) -> None
         raise ToolError(f"fio did not notice a damaged block, but: {problem}")
 
 
+NVME_JOB = """
+[global]
+ioengine=libaio
+direct=1
+rw=randread
+bs=4k
+iodepth={depth}
+iodepth_batch_submit={depth}
+iodepth_batch_complete_min={depth}
+number_ios={requests}
+"""
+NVME_REQUESTS = 4096
+MOST_SUBMISSIONS = .1       # for each request, at depth 64
+
+
+def submissions(vm: guest.Guest, device: str, depth: int, counter: pathlib.Path) -> None:
+    """A ToolError if QEMU submits each request that the guest has by itself."""
+    def count() -> int:
+        return int.from_bytes(counter.read_bytes(), "little")
+    before = count()
+    job = NVME_JOB.format(depth=depth, requests=NVME_REQUESTS)
+    if problem := fio_errors(vm, job, [device], ["read"])[device]:
+        raise ToolError(problem)
+    each = (count() - before) / NVME_REQUESTS
+    common.progress(f"nvme, depth {depth}: {each:.3f} submissions per I/O")
+    if each > MOST_SUBMISSIONS:
+        raise ToolError(f"{each:.3f} submissions per I/O at depth {depth}, {MOST_SUBMISSIONS} are allowed")
+
+
+def nvme(results: Results, binary: pathlib.Path) -> None:
+    """Emulated NVMe, which runs in the main loop: a disk with each engine."""
+    directory = logs() / "disks"
+    directory.mkdir(parents=True, exist_ok=True)
+    counter, library = directory / "submitted", logs() / "submitted.so"
+    process.run(["gcc", "-Wall", "-shared", "-fPIC", "-O1", "-o", library, common.ROOT / "tests/submitted.c", "-ldl"])
+    counter.write_bytes(bytes(8))
+    disks = [guest.Disk(common.sparse(directory / f"nvme-{aio}.raw", SMOKE_SIZE << 20), aio=aio, driver="nvme",
+                        iothread=False) for aio in guest.AIO]
+    with environment.setenv(LD_PRELOAD=str(library), SUBMITTED=str(counter)), \
+            guest.Guest(binary, disks, label="nvme", log_dir=logs()) as vm:
+        vm.wait_ready()
+        devices = [vm.disk(n)[0] for n in range(len(disks))]
+        write, read = (SMOKE_JOB.format(size=SMOKE_SIZE, phase=f"rw=randwrite\n{phase}")
+                       for phase in ("do_verify=1", "verify_only=1"))
+        found = fio_errors(vm, write, devices, ["read", "write"])
+        for disk, device in zip(disks, devices):
+            results.add(f"guest {disk.aio} nvme: fio writes and verifies", found[device])
+        results.do("guest native nvme: few submissions for many requests", submissions, vm, devices[0], 64, counter)
+        results.do("guest native nvme: one for each is noticed", must_fail, "submissions per I/O at depth 1",
+                   submissions, vm, devices[0], 1, counter)
+        notices_damage(vm, read, devices[0], disks[0].path, SMOKE_SIZE)
+    shutil.rmtree(directory)
+
+
 def check_guest(results: Results, stack: str) -> None:
     """In a guest: write and verify, and notice a block that is not what was written."""
     binary = binary_of(stack)
@@ -128,6 +182,7 @@ def check_guest(results: Results, stack: str) -> None:
                 notices_damage(vm, read, devices[0], disks[0].path, SMOKE_SIZE)
         results.do(f"guest {aio}: boots, ends, and fio notices a damaged block", smoke)
         shutil.rmtree(directory)
+    results.do("guest nvme: boots, ends, and fio notices a damaged block", nvme, results, binary)
 
 
 def check_stress(results: Results, stack: str) -> None:

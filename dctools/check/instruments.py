@@ -46,6 +46,8 @@ def check_export(results: Results, binary: pathlib.Path) -> None:
            instrument.check_export_counts, binary, aio, False, 2)
         do(f"the used index wraps {instrument.WRAPS} times, and no notification is lost",
            instrument.check_export_wraps, binary, aio)
+        do("four virtqueues of 64 are served, and no notification is lost",
+           instrument.check_export_wraps, binary, aio, 4)
         do("nothing is lost of itself", instrument.check_export_loses, binary, aio, 0)
         do("a lost notification is noticed", must_fail, "lost notification: queue 0 ",
            instrument.check_export_loses, binary, aio)

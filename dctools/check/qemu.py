@@ -27,7 +27,7 @@ IOTESTS_OUT = {"307": "fails on the base too: QMP's python library loses a race 
 
 
 def check_qtest(results: Results, stack: str) -> None:
-    """Tests with a driver, but no guest (libqos): QEMU's own of virtio-blk and virtio-scsi, and the new one."""
+    """Tests with a driver, but no guest (libqos): QEMU's own of the devices and the export, and the new one."""
     directory = built(stack, ["tests/qtest/qos-test", build.NOTIFY_TEST])
     put_firmware(directory)
     env = {**build.clean_environment(directory.parent), "QTEST_QEMU_BINARY": "./qemu-system-x86_64",
@@ -35,7 +35,7 @@ def check_qtest(results: Results, stack: str) -> None:
            "QTEST_QEMU_STORAGE_DAEMON_BINARY": "./storage-daemon/qemu-storage-daemon"}
     listing = subprocess.run(["tests/qtest/qos-test", "-l"], cwd=directory, env=env, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.split()
-    for device in guest.DRIVERS:
+    for device in [*guest.DRIVERS, "vhost-user-blk-pci"]:
         paths = [p for p in listing if p.startswith("/") and f"/{device}/" in p]
         log = logs() / f"qtest-{device}.log"
         if not paths:

@@ -29,7 +29,7 @@ class Disk:
     """A raw file or block device and the virtio device that shows it to the guest."""
     path: str
     aio: str = "io_uring"               # native, io_uring, threads
-    driver: str = "virtio-blk-pci"      # or virtio-scsi-pci (one scsi-hd behind it)
+    driver: str = "virtio-blk-pci"      # or virtio-scsi-pci (one scsi-hd behind it), or nvme, without an IOThread
     iothread: bool = True               # an IOThread of its own, else the main loop
     queues: int = 1
     event_idx: bool = True
@@ -53,6 +53,9 @@ class Disk:
 
     def devices(self, n: int) -> list[dict[str, Any]]:
         """The properties of each -device, in the order in which they are added, typed as in QMP."""
+        if self.driver == "nvme":           # it has no IOThread
+            return [{"driver": "nvme", "id": f"disk{n}", "addr": f"{FIRST_SLOT + n:#x}", "serial": f"disk{n}",
+                     "drive": f"drive{n}", **self.options}]
         device = {"driver": self.driver, "id": f"disk{n}", "addr": f"{FIRST_SLOT + n:#x}",
                   "event_idx": self.event_idx, **self.options}
         if self.iothread:
@@ -63,7 +66,7 @@ class Disk:
             return [device | {"num_queues": self.queues},
                     {"driver": "scsi-hd", "bus": f"disk{n}.0", "drive": f"drive{n}", "id": f"lun{n}",
                      **self.on_error}]
-        raise ToolError(f"disk driver {self.driver}: virtio-blk-pci or virtio-scsi-pci")
+        raise ToolError(f"disk driver {self.driver}: virtio-blk-pci, virtio-scsi-pci or nvme")
 
     def qdev(self, n: int) -> str:
         """What query-blockstats and block_set_io_throttle call the device that has the drive."""

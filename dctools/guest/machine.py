@@ -410,9 +410,10 @@ class Guest(Jobs):
         return max((wanted.get(tid, 0) for tid in vcpus), default=0)
 
     def disk(self, n: int = 0) -> tuple[str, str]:
-        """(device node, virtio name) of disk n in the guest, such as /dev/vda, virtio1."""
+        """(device node, name) of disk n in the guest, such as /dev/vda, virtio1 or /dev/nvme0n1, nvme0."""
         top = f"/sys/bus/pci/devices/0000:00:{FIRST_SLOT + n:02x}.0"
-        out = self.check(f"cd {top}/virtio* && pwd -P && find . -path '*/block/*' -prune -print").split()
+        out = self.check(f"for d in {top}/virtio* {top}/nvme/*; do ! [ -d $d ] || cd $d; done; pwd -P; "
+                         "find . \\( -path '*/block/*' -o -name 'nvme*n*' \\) -prune -print").split()
         if len(out) != 2:
             raise ToolError(f"{self.label}: the guest sees no disk {n} at {top}")
         return "/dev/" + out[1].rsplit("/", 1)[1], out[0].rsplit("/", 1)[1]

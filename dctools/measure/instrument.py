@@ -197,9 +197,9 @@ def _preloaded(qemu: pathlib.Path | str, source: pathlib.Path | None, environmen
         yield daemon
 
 
-def check_export_wraps(binary: pathlib.Path | str, aio: str) -> None:
+def check_export_wraps(binary: pathlib.Path | str, aio: str, queues: int = 1) -> None:
     """check_wraps() for the storage daemon's export."""
-    check_wraps(binary, aio=(aio,), iodepth=(64,), irq=("batch",), transport=("vhost-user",))
+    check_wraps(binary, aio=(aio,), iodepth=(64,), queues=(queues,), irq=("batch",), transport=("vhost-user",))
 
 
 def check_export_counts(binary: pathlib.Path | str, aio: str, preload: bool = False, wanted: float = 1) -> None:
