@@ -151,7 +151,7 @@ def bench(p: Workload, sample: Callable[..., dict[str, Any]] = run_sample) -> Um
     stack = common.stack_name()
     both = compared.binaries(p.qemu_a, p.qemu_b, stack)
     for b in both:
-        compared.storage_daemon(b.path)
+        b.daemon_sha256 = common.sha256(compared.storage_daemon(b.path))
     guest.qemu_python(stack)
     guest.build_image()
     common.need_space(common.settings.build / "results", 64)
