@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from dctools import common, environment, guest, process
 from dctools.check.built import binary_of
@@ -49,7 +50,7 @@ LEFT = 2                # rounds with each engine; 10.2.2 crashes in about half 
 MODES = ["hard", "safe"]                # of block-export-del; this export counts no client as a use of it
 ENDS = ["quit", "SIGTERM"]
 SLOW = 1                # seconds of each request on the slow disk, and of each notification that is late
-SLOW_DISK = {"driver": "null-co", "node-name": "slow", "size": 1 << 20, "latency-ns": SLOW * 10**9}
+SLOW_DISK: dict[str, Any] = {"driver": "null-co", "node-name": "slow", "size": 1 << 20, "latency-ns": SLOW * 10**9}
 
 
 @contextlib.contextmanager
