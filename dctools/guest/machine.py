@@ -412,7 +412,7 @@ class Guest(Jobs):
     def disk(self, n: int = 0) -> tuple[str, str]:
         """(device node, name) of disk n in the guest, such as /dev/vda, virtio1 or /dev/nvme0n1, nvme0."""
         top = f"/sys/bus/pci/devices/0000:00:{FIRST_SLOT + n:02x}.0"
-        out = self.check(f"cd {top}/virtio* || cd {top}/nvme/* && pwd -P && "
+        out = self.check(f"cd {top}/virtio* 2>/dev/null || cd {top}/nvme/* && pwd -P && "
                          "find . \\( -path '*/block/*' -o -name 'nvme*n*' \\) -prune -print").split()
         if len(out) != 2:
             raise ToolError(f"{self.label}: the guest sees no disk {n} at {top}")
