@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dctools import build, common, environment, guest, series
 from dctools.check.results import logs
 from dctools.guest import image
+from dctools.measure.generator import compile_c
 from dctools.process import limited
 
 # What machine type "pc" loads at its start in QEMU's own tests.
@@ -29,6 +30,13 @@ def prepare_guest(stack: str) -> None:
 def binary_of(stack: str) -> pathlib.Path:
     """The QEMU that prepare_guest() has built; parts that run beside others must not build."""
     return common.stack_dir(stack) / "series/build/qemu-system-x86_64"
+
+
+def preload(name: str) -> pathlib.Path:
+    """The library to preload that tests/NAME.c makes."""
+    library = logs() / f"{name}.so"
+    compile_c([common.ROOT / f"tests/{name}.c"], library, ["-shared", "-fPIC"])
+    return library
 
 
 def put_firmware(directory: pathlib.Path) -> None:

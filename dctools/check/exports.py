@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dctools import common, environment, guest, process
-from dctools.check.built import binary_of
+from dctools import common, environment, guest
+from dctools.check.built import binary_of, preload
 from dctools.check.client import Client
 from dctools.check.guests import fio_errors, notices_damage
 from dctools.check.results import Results, logs, must_fail
@@ -238,9 +238,7 @@ def gone(stack: str, crash: bool = False) -> None:
 
 def drained(stack: str, patience: float = PATIENCE) -> None:
     """The daemon drains the node while a request is in flight, whose notification takes long."""
-    library = logs() / "late.so"
-    process.run(["gcc", "-Wall", "-shared", "-fPIC", "-O1", "-o", library, common.ROOT / "tests/late.c", "-ldl"])
-    with environment.setenv(LD_PRELOAD=str(library), LATE_US=str(SLOW * 1000000)), \
+    with environment.setenv(LD_PRELOAD=str(preload("late")), LATE_US=str(SLOW * 1000000)), \
             slow(stack, "drained") as (daemon, path), Client(path, PATIENCE) as client:
         time.sleep(2 * SLOW)                # a virtqueue that starts is notified, too
         client.read()

@@ -6,10 +6,10 @@ import os
 import pathlib
 import shutil
 
-from dctools import build, common, environment, faults, fio, guest, process, soak, stress
+from dctools import build, common, environment, faults, fio, guest, soak, stress
 from dctools.check.results import Results, logs, must_fail
 from dctools.common import ToolError
-from dctools.check.built import binary_of, built
+from dctools.check.built import binary_of, built, preload
 from dctools.guest.jobs import Jobs
 from dctools.process import limited
 
@@ -33,8 +33,7 @@ def refused(directory: pathlib.Path, library: pathlib.Path, engine: str, every: 
 def check_faults(results: Results, stack: str) -> None:
     """Errors from the disk and from the kernel: the guest sees them, and the disk goes on."""
     directory = binary_of(stack).parent
-    library = logs() / "refuse.so"
-    process.run(["gcc", "-Wall", "-shared", "-fPIC", "-O1", "-o", library, common.ROOT / "tests/refuse.c", "-ldl"])
+    library = preload("refuse")
     for engine in ["native", "io_uring"]:
         for depth in [1, 16, 200]:
             results.do(f"faults {engine}: every third submission is refused, depth {depth}",
@@ -60,8 +59,11 @@ bs_unaligned=0
 iodepth=32
 verify=crc32c
 verify_fatal=1
+rw=randwrite
 {phase}
 """
+SMOKE_WRITE, SMOKE_READ = (SMOKE_JOB.format(size=SMOKE_SIZE, phase=phase)
+                           for phase in ("do_verify=1", "verify_only=1"))
 
 
 def smoke_disks(directory: pathlib.Path, aio: str) -> list[guest.Disk]:
@@ -136,24 +138,21 @@ def nvme(results: Results, binary: pathlib.Path) -> None:
     """Emulated NVMe, which runs in the main loop: a disk with each engine."""
     directory = logs() / "disks"
     directory.mkdir(parents=True, exist_ok=True)
-    counter, library = directory / "submitted", logs() / "submitted.so"
-    process.run(["gcc", "-Wall", "-shared", "-fPIC", "-O1", "-o", library, common.ROOT / "tests/submitted.c", "-ldl"])
+    counter = directory / "submitted"
     counter.write_bytes(bytes(8))
     disks = [guest.Disk(common.sparse(directory / f"nvme-{aio}.raw", SMOKE_SIZE << 20), aio=aio, driver="nvme",
                         iothread=False) for aio in guest.AIO]
-    with environment.setenv(LD_PRELOAD=str(library), SUBMITTED=str(counter)), \
+    with environment.setenv(LD_PRELOAD=str(preload("submitted")), SUBMITTED=str(counter)), \
             guest.Guest(binary, disks, label="nvme", log_dir=logs()) as vm:
         vm.wait_ready()
         devices = [vm.disk(n)[0] for n in range(len(disks))]
-        write, read = (SMOKE_JOB.format(size=SMOKE_SIZE, phase=f"rw=randwrite\n{phase}")
-                       for phase in ("do_verify=1", "verify_only=1"))
-        found = fio_errors(vm, write, devices, ["read", "write"])
+        found = fio_errors(vm, SMOKE_WRITE, devices, ["read", "write"])
         for disk, device in zip(disks, devices):
             results.add(f"guest {disk.aio} nvme: fio writes and verifies", found[device])
         results.do("guest native nvme: few submissions for many requests", submissions, vm, devices[0], 64, counter)
         results.do("guest native nvme: one for each is noticed", must_fail, "submissions per I/O at depth 1",
                    submissions, vm, devices[0], 1, counter)
-        notices_damage(vm, read, devices[0], disks[0].path, SMOKE_SIZE)
+        notices_damage(vm, SMOKE_READ, devices[0], disks[0].path, SMOKE_SIZE)
     shutil.rmtree(directory)
 
 
@@ -173,13 +172,11 @@ def check_guest(results: Results, stack: str) -> None:
                     queues = len(vm.check(f"ls /sys/block/{pathlib.Path(dev).name}/mq").split())
                     if queues != d.queues:
                         raise ToolError(f"{dev} has {queues} queues in the guest, not {d.queues}")
-                write = SMOKE_JOB.format(size=SMOKE_SIZE, phase="rw=randwrite\ndo_verify=1")
-                found = fio_errors(vm, write, devices, ["read", "write"])
+                found = fio_errors(vm, SMOKE_WRITE, devices, ["read", "write"])
                 for n, (d, dev) in enumerate(zip(disks, devices)):
                     results.add(f"guest {aio} {d.driver} event_idx={'on' if d.event_idx else 'off'} "
                                 f"queues={d.queues}: fio writes and verifies", found[dev])
-                read = SMOKE_JOB.format(size=SMOKE_SIZE, phase="rw=randwrite\nverify_only=1")
-                notices_damage(vm, read, devices[0], disks[0].path, SMOKE_SIZE)
+                notices_damage(vm, SMOKE_READ, devices[0], disks[0].path, SMOKE_SIZE)
         results.do(f"guest {aio}: boots, ends, and fio notices a damaged block", smoke)
         shutil.rmtree(directory)
     results.do("guest nvme: boots, ends, and fio notices a damaged block", nvme, results, binary)

@@ -53,11 +53,10 @@ class Disk:
 
     def devices(self, n: int) -> list[dict[str, Any]]:
         """The properties of each -device, in the order in which they are added, typed as in QMP."""
+        device: dict[str, Any] = {"driver": self.driver, "id": f"disk{n}", "addr": f"{FIRST_SLOT + n:#x}"}
         if self.driver == "nvme":           # it has no IOThread
-            return [{"driver": "nvme", "id": f"disk{n}", "addr": f"{FIRST_SLOT + n:#x}", "serial": f"disk{n}",
-                     "drive": f"drive{n}", **self.options}]
-        device = {"driver": self.driver, "id": f"disk{n}", "addr": f"{FIRST_SLOT + n:#x}",
-                  "event_idx": self.event_idx, **self.options}
+            return [device | {"serial": f"disk{n}", "drive": f"drive{n}", **self.options}]
+        device |= {"event_idx": self.event_idx, **self.options}
         if self.iothread:
             device["iothread"] = f"iothread{n}"
         if self.driver == "virtio-blk-pci":

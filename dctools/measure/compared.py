@@ -79,6 +79,12 @@ def binaries(qemu_a: str, qemu_b: str, stack: str) -> list[Binary]:
     return both
 
 
+def identify_daemons(both: list[Binary]) -> None:
+    """Add what identifies the storage daemon of each."""
+    for b in both:
+        b.daemon_sha256 = common.sha256(storage_daemon(b.path))
+
+
 def storage_daemon(qemu: str) -> str:
     """The qemu-storage-daemon that was built, or installed, with this QEMU."""
     places = [pathlib.Path(qemu).parent / name for name in ("storage-daemon/qemu-storage-daemon",

@@ -134,8 +134,7 @@ def bench_ring(p: Parameters, run: Compare = compare) -> LoadgenResults:
     stack = common.stack_name()
     both = compared.binaries(p.qemu_a, p.qemu_b, stack)
     if any(c.transport == "vhost-user" for c in p.configs):
-        for b in both:
-            b.daemon_sha256 = common.sha256(compared.storage_daemon(b.path))
+        compared.identify_daemons(both)
     common.need_space(common.settings.build / "results", 64)
     stopped: BaseException | None = None
     with images(p) as found:

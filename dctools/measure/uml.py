@@ -150,8 +150,7 @@ def bench(p: Workload, sample: Callable[..., dict[str, Any]] = run_sample) -> Um
     """Measure with parameters that are checked(), and show what was measured, even if that was interrupted."""
     stack = common.stack_name()
     both = compared.binaries(p.qemu_a, p.qemu_b, stack)
-    for b in both:
-        b.daemon_sha256 = common.sha256(compared.storage_daemon(b.path))
+    compared.identify_daemons(both)
     guest.qemu_python(stack)
     guest.build_image()
     common.need_space(common.settings.build / "results", 64)
