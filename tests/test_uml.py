@@ -9,6 +9,8 @@ import os
 import pathlib
 import random
 import re
+import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -19,7 +21,7 @@ from unittest import mock
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from dctools import common, guest, options
-from dctools.check import exports
+from dctools.check import client, exports
 from dctools.common import ToolError
 from dctools.guest import storage
 from dctools.guest import uml as linux
@@ -49,6 +51,37 @@ def raw(iops=1000.0, irqs=100, submits=20, cpu=900_000, source=calls.SOURCE):
 
 def parameters(**env):
     return uml.checked(options.load(uml.Workload, env))
+
+
+class Client(unittest.TestCase):
+    """The client without a guest, on an export that answers in parts, or not at all."""
+
+    def enters(self, *parts):
+        """Let a client in whose questions are answered so."""
+        with tempfile.TemporaryDirectory() as d, socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(f"{d}/s")
+            listening.listen()
+
+            def export():
+                with listening.accept()[0] as connection, contextlib.suppress(OSError):
+                    while connection.recv(4096) and parts:
+                        for part in parts:
+                            connection.sendall(part)
+                            time.sleep(.05)
+            thread = threading.Thread(target=export)
+            thread.start()
+            try:
+                with client.Client(pathlib.Path(d, "s"), 5):
+                    pass
+            finally:
+                thread.join()
+
+    def test_an_answer_in_parts(self):
+        self.enters(struct.pack("<III", client.GET_FEATURES, 5, 8), struct.pack("<Q", client.CONFIG))
+
+    def test_no_answer(self):
+        with self.assertRaisesRegex(ToolError, r"lets no client in \(it has hung up\)"):
+            self.enters()
 
 
 class Parameters(unittest.TestCase):

@@ -63,9 +63,11 @@ class Client:
 
     def _ask(self, request: int) -> int:
         self._send(request)
-        answer = self._socket.recv(20, socket.MSG_WAITALL)
-        if len(answer) < 20:
-            raise ToolError("the export has hung up")
+        answer = b""
+        while len(answer) < 20:             # header and number come one by one
+            if not (part := self._socket.recv(20 - len(answer))):
+                raise ConnectionResetError("it has hung up")
+            answer += part
         return struct.unpack("<IIIQ", answer)[3]
 
     def _set_up(self, stack: contextlib.ExitStack) -> None:
