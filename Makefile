@@ -43,6 +43,9 @@ bench-cost: install   ## what a deferred call costs, in instructions
 results: install      ## table and plots of results once more: DIRECTORY=
 	@$(DC) results
 
+docs: install         ## the documents' tables once more, from results/
+	@$(DC) docs
+
 signs: install        ## do other results show the same differences? CLAIMED= DIRECTORY=
 	@$(DC) signs
 
@@ -69,5 +72,5 @@ help:
 	@echo 'Options are variables: make bench PAIRS=12. ./dc COMMAND --help tells them:'
 	@./dc --help | sed -n '/^  /p'
 
-.PHONY: all install tree export series-check mail build bench bench-ring bench-uml bench-cost results signs stress soak \
-	sigterm fuzz image check help
+.PHONY: all install tree export series-check mail build bench bench-ring bench-uml bench-cost results docs signs stress \
+	soak sigterm fuzz image check help

@@ -32,6 +32,7 @@ COMMANDS = {
                    "dctools.measure.uml", "bench-uml"),
     "cost": Command("what a request and a deferred call cost, in instructions", "dctools.measure.cost", "bench-cost"),
     "results": Command("table and plots of results once more", "dctools.report.show"),
+    "docs": Command("the documents' tables once more, from results/", "dctools.docs"),
     "signs": Command("do other results show the same differences?", "dctools.report.signs"),
     "stress": Command("stop and continue loaded guests: is a notification lost?", "dctools.stress"),
     "soak": Command("fio verifies while the host stops, drains, unplugs, resets, migrates", "dctools.soak"),

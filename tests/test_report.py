@@ -19,6 +19,7 @@ from dctools import common
 from dctools.report import infio as report
 from dctools.report import page as pages
 from dctools.report import show, statistics
+from dctools.report.results import markdown
 from dctools.common import ToolError
 from test_bench import raw
 
@@ -171,14 +172,14 @@ class Directory(unittest.TestCase):
     def test_markdown(self):
         self.fill(series=lambda rng: {"syscw": 100 + rng.randrange(5)})
         results = report.FioResults(self.dir)
-        head, rule, *rows = results.markdown(["writes", "cpu"]).splitlines()
+        head, rule, *rows = markdown([results], ["writes", "cpu"]).splitlines()
         self.assertEqual(head, f"|  | write(2) per I/O | {results.METRICS['cpu'][0].split(' [')[0]} | A/A: IOPS |")
         self.assertEqual(len(rows), len(results.table))
         self.assertEqual({line.count("|") for line in (head, rule, *rows)}, {5})
         self.assertRegex(rows[0].split("|")[2], r"^ 0\.5\d → 0\.1\d $")
         self.assertRegex(rows[0].split("|")[3], r"^ [\d.]+ \[[\d.]+, [\d.]+\] $")
         with self.assertRaisesRegex(ToolError, "speed is no metric; there are iops"):
-            results.markdown(["iops", "speed"])
+            markdown([results], ["iops", "speed"])
 
     def test_a_loss_is_called_worse(self):
         self.fill(series=lambda rng: {"syscw": 900 + rng.randrange(5)})

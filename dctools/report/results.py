@@ -28,6 +28,60 @@ def number_text(values: Sequence[float], form: str) -> str:
     return "n/a" if math.isnan(v) else format(v, form)
 
 
+def metric_cell(found: "Results", rows: dict[str, Any], m: str) -> str:
+    """A metric of a configuration in a document: the ratio, or of counts both."""
+    if found.METRICS[m][1] != ".4f":
+        return ratio_text(rows[m]["ab"])
+    return " → ".join(number_text(rows[m][side], ".2f") for side in ("base", "series"))
+
+
+def require_metrics(found: "Results", wanted: Sequence[str]) -> None:
+    if unknown := [m for m in wanted if m not in found.METRICS]:
+        raise ToolError(f"{unknown[0]} is no metric; there are {', '.join(found.METRICS)}")
+
+
+def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
+
+
+def markdown(several: Sequence["Results"], wanted: Sequence[str]) -> str:
+    """A table in Markdown, of each configuration: ratios, counts of both, and the A/A ratio of IOPS."""
+    for found in several:
+        require_metrics(found, wanted)
+    rows = [(str(name).split(", "), found, row) for found in several for name, row in found.table.items()]
+    first = rows[0][0]
+    common = [part for part in first if len(rows) > 1 and all(part in name for name, *_ in rows)]
+    titles = (several[0].METRICS[m][0].split(" [")[0] for m in wanted)
+    return markdown_lines([[", ".join(common), *titles, "A/A: IOPS"]] + [
+        [", ".join(part for part in name if part not in common), *(metric_cell(found, row, m) for m in wanted),
+         ratio_text(row["iops"]["aa"])] for name, found, row in rows])
+
+
+def grid_cells(several: Sequence["Results"], metric: str, rest: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """{(engine, depth): row of that metric} of the load generator's configurations whose other parts are these."""
+    cells = {}
+    for found in several:
+        require_metrics(found, [metric])
+        for name, rows in found.table.items():
+            first, *others = str(name).split(", ")
+            storage, aio, _, depth, _, queues = first.split()
+            if ", ".join([f"{storage} x {queues}", *others]) == rest:
+                cells[aio, depth] = rows[metric]
+    if not cells:
+        raise ToolError(f"no configuration of {several[0].directory.name} has {rest!r}")
+    return cells
+
+
+def grid(several: Sequence["Results"], metric: str, rest: str) -> str:
+    """A table in Markdown of one metric: engines and depths."""
+    cells = grid_cells(several, metric, rest)
+    engines, depths = ([*dict.fromkeys(key[i] for key in cells)] for i in (0, 1))
+    return markdown_lines([["depth", *depths]] + [
+        [aio, *(ratio_text(cells[aio, depth]["ab"]) if (aio, depth) in cells else "" for depth in depths)]
+        for aio in engines])
+
+
 class Results:
     """What is common to both kinds; each has its metrics, and says what was measured and what came out."""
     METRICS: dict[str, tuple[str, str, bool]]       # name, unit and digits in the table, and whether more is better
@@ -94,23 +148,6 @@ class Results:
         return (title, number_text(r["base"], form), number_text(r["series"], form),
                 ratio_text(r["ab"]), "n/a" if r["ab"]["p"] is None else f"{r['ab']['p']:.3f}",
                 ratio_text(r["aa"]), r["verdict"])
-
-    def markdown(self, wanted: Sequence[str]) -> str:
-        """A table in Markdown, of each configuration: ratios, counts of both, and the A/A ratio of IOPS."""
-        if unknown := [m for m in wanted if m not in self.METRICS]:
-            raise ToolError(f"{unknown[0]} is no metric; there are {', '.join(self.METRICS)}")
-
-        def cell(rows, m):
-            if self.METRICS[m][1] != ".4f":
-                return ratio_text(rows[m]["ab"])
-            return " → ".join(number_text(rows[m][side], ".2f") for side in ("base", "series"))
-        names = [str(name).split(", ") for name in self.table]
-        common = [part for part in names[0] if len(names) > 1 and all(part in other for other in names)]
-        lines = [[", ".join(common), *(self.METRICS[m][0].split(" [")[0] for m in wanted), "A/A: IOPS"]]
-        lines.append(["---"] * len(lines[0]))
-        lines += [[", ".join(part for part in name if part not in common), *(cell(rows, m) for m in wanted),
-                   ratio_text(rows["iops"]["aa"])] for name, rows in zip(names, self.table.values())]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def fill_page(self, title: str, summary: str, figures: str, tables: str, command: Sequence[str],
                   job: str = "") -> str:

@@ -9,7 +9,7 @@ from dctools import common, options
 from dctools.common import ToolError
 from dctools.report.infio import FioResults
 from dctools.report.loadgen import LoadgenResults
-from dctools.report.results import Results
+from dctools.report.results import Results, markdown
 from dctools.report.uml import UmlResults
 
 KINDS: list[type[Results]] = [LoadgenResults, UmlResults, FioResults]
@@ -66,6 +66,6 @@ def main(given: Options) -> None:
         return
     found = results(directory)
     if given.markdown:
-        print(found.markdown(given.markdown.split()))
+        print(markdown([found], given.markdown.split()))
     else:
         found.show()
