@@ -31,19 +31,21 @@ def table(marker: re.Match[str]) -> str:
 
 def wanted(file: pathlib.Path) -> str:
     """The lower ends of intervals of IOPS, and what this file wants of them; what is met is bold."""
-    found: dict[str, Results] = {}
-    lines, met, count = [], 0, 0
-    for row in json.loads(file.read_text()):
-        name = row["results"]
-        found.setdefault(name, show.results(file.parent / name))
-        cells = grid_cells([found[name]], "iops", row["rest"])
-        line = [row["row"]]
-        for aio, least in row["iops"].items():
-            low = cells[aio, str(row["depth"])]["ab"]["low"]
-            count, met = count + 1, met + (low >= least)
-            line.append(f"**{low:.3f} of {least:g}**" if low >= least else f"{low:.3f} of {least:g}")
-        lines.append(line)
-    return markdown_lines([[f"met: {met} of {count}", *row["iops"]], *lines])
+    try:
+        rows = json.loads(file.read_text())
+        found = {name: show.results(file.parent / name) for name in {row["results"] for row in rows}}
+        lines, met, count = [], 0, 0
+        for row in rows:
+            cells = grid_cells([found[row["results"]]], "iops", row["rest"])
+            line = [row["row"]]
+            for aio, least in row["iops"].items():
+                low = cells[aio, str(row["depth"])]["ab"]["low"]
+                count, met = count + 1, met + (low >= least)
+                line.append(f"**{low:.3f} of {least:g}**" if low >= least else f"{low:.3f} of {least:g}")
+            lines.append(line)
+        return markdown_lines([[f"met: {met} of {count}", *rows[0]["iops"]], *lines])
+    except (OSError, ValueError, LookupError, TypeError) as e:
+        raise ToolError(f"{file.name} does not fit the results ({type(e).__name__}: {e})") from e
 
 
 def updated(text: str) -> Iterator[str]:

@@ -48,6 +48,11 @@ class Documents(unittest.TestCase):
         file.write_text(json.dumps([row]))
         text = self.updated(f"<!-- wanted: {file} -->\n")
         self.assertRegex(text, r"\| met: 1 of 2 \| native \| threads \|\n.*\n\| r \| \*\*1\.\d+ of 0\.5\*\* \| \d\.\d+ of 2 \|\n")
+        row["depth"] = 5
+        for content in (json.dumps([row]), "[{}]", "{"):
+            file.write_text(content)
+            with self.subTest(content), self.assertRaisesRegex(ToolError, "x.json does not fit the results"):
+                self.updated(f"<!-- wanted: {file} -->\n")
 
     def test_markers_that_are_wrong(self):
         for marker, said in [(TABLE.replace("disk", "tape"), "no such results directory"),
