@@ -2,44 +2,56 @@
 """The documents' tables, made from results."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dctools import common
 from dctools.common import ToolError
 from dctools.report import show
-from dctools.report.results import Results, grid, grid_cells, markdown, markdown_lines
-
-MARKER = re.compile(r"<!-- (table|grid): ([^:]*): ([^:]*?)(?:: (.*?))? -->")
-WANTED = re.compile(r"<!-- wanted: (\S+) -->")
+from dctools.report.loadgen import LoadgenResults
+from dctools.report.results import Results, markdown, markdown_lines
 
 
 def documents() -> list[pathlib.Path]:
     return [common.ROOT / "README.md", *sorted((common.ROOT / "docs").glob("*.md"))]
 
 
-def table(marker: re.Match[str]) -> str:
-    """What stands below this marker."""
-    kind, directories, metrics, rest = marker.groups()
-    found: list[Results] = [show.results(common.ROOT / "results" / d) for d in directories.split()]
-    if kind == "grid":
-        return grid(found, metrics, rest or "")
-    return markdown(found, metrics.split())
+@functools.cache
+def results(directory: str) -> Results:
+    return show.results(common.ROOT / "results" / directory)
 
 
-def wanted(file: pathlib.Path) -> str:
+def loadgen_results(directory: str) -> LoadgenResults:
+    found = results(directory)
+    if not isinstance(found, LoadgenResults):
+        raise ToolError(f"{directory} is not of the load generator")
+    return found
+
+
+def table(directories: str, metrics: str) -> str:
+    """A line for each configuration."""
+    return markdown([results(d) for d in directories.split()], metrics.split())
+
+
+def grid(directory: str, metric: str, rest: str) -> str:
+    """Engines and depths."""
+    return loadgen_results(directory).grid(metric, rest)
+
+
+def wanted(name: str) -> str:
     """The lower ends of intervals of IOPS, and what this file wants of them; what is met is bold."""
+    file = common.ROOT / "results" / name
     try:
         rows = json.loads(file.read_text())
-        found = {name: show.results(file.parent / name) for name in {row["results"] for row in rows}}
         lines, met, count = [], 0, 0
         for row in rows:
-            cells = grid_cells([found[row["results"]]], "iops", row["rest"])
+            cells = loadgen_results(str(file.parent / row["results"])).cells_of("iops", row["rest"])
             line = [row["row"]]
             for aio, least in row["iops"].items():
-                low = cells[aio, str(row["depth"])]["ab"]["low"]
+                low = cells[aio, row["depth"]]["ab"]["low"]
                 count, met = count + 1, met + (low >= least)
                 line.append(f"**{low:.3f} of {least:g}**" if low >= least else f"{low:.3f} of {least:g}")
             lines.append(line)
@@ -48,21 +60,29 @@ def wanted(file: pathlib.Path) -> str:
         raise ToolError(f"{file.name} does not fit the results ({type(e).__name__}: {e})") from e
 
 
+MARKERS: dict[re.Pattern[str], Callable[..., str]] = {
+    re.compile(r"<!-- table: ([^:]+): ([^:]+) -->"): table,
+    re.compile(r"<!-- grid: ([^:]+): ([^:]+): ([^:]+) -->"): grid,
+    re.compile(r"<!-- wanted: ([^:]+) -->"): wanted,
+}
+
+
+def made(marker: str) -> str:
+    """The table that stands below this marker."""
+    for pattern, make in MARKERS.items():
+        if m := pattern.fullmatch(marker):
+            return make(*m.groups())
+    raise ToolError(f"{marker}: no such marker; it is <!-- table: DIRECTORY ...: METRIC ... -->, "
+                    "<!-- grid: DIRECTORY: METRIC: REST --> or <!-- wanted: FILE -->")
+
+
 def updated(text: str) -> Iterator[str]:
     """The lines of a document, with the table below each marker made once more."""
     lines = iter(text.splitlines())
     for line in lines:
         yield line
-        made = ""
-        if marker := MARKER.fullmatch(line):
-            made = table(marker)
-        elif marker := WANTED.fullmatch(line):
-            made = wanted(common.ROOT / "results" / marker[1])
-        elif line.startswith("<!--"):
-            raise ToolError(f"{line}: no such marker; it is <!-- table: DIRECTORY ...: METRIC ... --> or "
-                            "<!-- grid: DIRECTORY ...: METRIC: REST --> or <!-- wanted: FILE -->")
-        if made:
-            yield from made.splitlines()
+        if line.startswith("<!--"):
+            yield from made(line).splitlines()
             yield next((s for s in lines if not s.startswith("|")), "")
 
 
@@ -83,7 +103,7 @@ def main(_: Options) -> None:
     """Make the tables in README.md and docs/ once more, from results/.
 
     Above each stands how: <!-- table: DIRECTORY ...: METRIC ... -->, a line for each configuration, as of
-    `./dc results --markdown`; or <!-- grid: DIRECTORY ...: METRIC: REST -->, engines and depths of those
+    `./dc results --markdown`; or <!-- grid: DIRECTORY: METRIC: REST -->, engines and depths of those
     configurations whose other parts are REST; or <!-- wanted: FILE -->, lower ends of IOPS and what FILE wants.
     """
     for path in documents():

@@ -58,6 +58,8 @@ class Documents(unittest.TestCase):
         for marker, said in [(TABLE.replace("disk", "tape"), "no such results directory"),
                              (TABLE.replace("iops", "speed"), "speed is no metric"),
                              (GRID.replace("batch", "none"), "no configuration of disk has"),
+                             (GRID.replace(RESULTS, "uml/v7.2"), "uml/v7.2 is not of the load generator"),
+                             (GRID.replace(": disk x", " disk x"), "no such marker"),
                              ("<!-- tabel: x -->", "no such marker")]:
             with self.subTest(marker), self.assertRaisesRegex(ToolError, f"^x.md: .*{said}"):
                 self.updated(f"{marker}\n")

@@ -14,7 +14,7 @@ from dctools.common import ToolError
 from dctools.measure import plan
 from dctools.measure.plan import Config, limit_key
 from dctools.report import page, plots
-from dctools.report.results import Results, ratio_text
+from dctools.report.results import Results, markdown_lines, ratio_text, require_metrics
 from dctools.report.statistics import ROLES, analyse, middle, stratified, verdict
 
 PER_BATCH = 1.2         # notifications for a batch of completions that the driver finds when it looks, wanted at most
@@ -111,6 +111,23 @@ class LoadgenResults(Results):
         if not table:
             raise ToolError(f"{self.directory}: no configuration was measured with both binaries")
         return table
+
+    def cells_of(self, metric: str, rest: str) -> dict[tuple[str, int], dict[str, Any]]:
+        """{(engine, depth): row of that metric} of the configurations whose other parts are these."""
+        require_metrics(self, [metric])
+        cells = {(c.aio, c.qd): rows[metric] for c, rows in self.table.items()
+                 if str(c).replace(f" {c.aio} qd {c.qd} ", " ", 1) == rest}
+        if not cells:
+            raise ToolError(f"no configuration of {self.directory.name} has {rest!r}")
+        return cells
+
+    def grid(self, metric: str, rest: str) -> str:
+        """A table in Markdown of one metric: engines and depths."""
+        cells = self.cells_of(metric, rest)
+        engines, depths = dict.fromkeys(aio for aio, _ in cells), dict.fromkeys(qd for _, qd in cells)
+        return markdown_lines([["depth", *map(str, depths)]] + [
+            [aio, *(ratio_text(cells[aio, qd]["ab"]) if (aio, qd) in cells else "" for qd in depths)]
+            for aio in engines])
 
     @property
     def many(self) -> bool:

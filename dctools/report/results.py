@@ -58,30 +58,6 @@ def markdown(several: Sequence["Results"], wanted: Sequence[str]) -> str:
          ratio_text(row["iops"]["aa"])] for name, found, row in rows])
 
 
-def grid_cells(several: Sequence["Results"], metric: str, rest: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """{(engine, depth): row of that metric} of the load generator's configurations whose other parts are these."""
-    cells = {}
-    for found in several:
-        require_metrics(found, [metric])
-        for name, rows in found.table.items():
-            first, *others = str(name).split(", ")
-            storage, aio, _, depth, _, queues = first.split()
-            if ", ".join([f"{storage} x {queues}", *others]) == rest:
-                cells[aio, depth] = rows[metric]
-    if not cells:
-        raise ToolError(f"no configuration of {several[0].directory.name} has {rest!r}")
-    return cells
-
-
-def grid(several: Sequence["Results"], metric: str, rest: str) -> str:
-    """A table in Markdown of one metric: engines and depths."""
-    cells = grid_cells(several, metric, rest)
-    engines, depths = ([*dict.fromkeys(key[i] for key in cells)] for i in (0, 1))
-    return markdown_lines([["depth", *depths]] + [
-        [aio, *(ratio_text(cells[aio, depth]["ab"]) if (aio, depth) in cells else "" for depth in depths)]
-        for aio in engines])
-
-
 class Results:
     """What is common to both kinds; each has its metrics, and says what was measured and what came out."""
     METRICS: dict[str, tuple[str, str, bool]]       # name, unit and digits in the table, and whether more is better
