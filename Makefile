@@ -25,6 +25,12 @@ series-check: install ## lint, git am, re-export, checkpatch
 mail: install         ## prepare the series for sending; sends nothing
 	@$(DC) series mail
 
+mbox: install         ## each topic as one file, for git am, b4 or patchew
+	@$(DC) series mbox
+
+quilt: install        ## Debian's source package with the series in debian/patches
+	@$(DC) series quilt
+
 build: install        ## build QEMU without and with the series
 	@$(DC) build
 
@@ -72,5 +78,5 @@ help:
 	@echo 'Options are variables: make bench PAIRS=12. ./dc COMMAND --help tells them:'
 	@./dc --help | sed -n '/^  /p'
 
-.PHONY: all install tree export series-check mail build bench bench-ring bench-uml bench-cost results docs signs stress \
+.PHONY: all install tree export series-check mail mbox quilt build bench bench-ring bench-uml bench-cost results docs signs stress \
 	soak sigterm fuzz image check help

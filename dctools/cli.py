@@ -22,8 +22,8 @@ class Command:
 
 
 COMMANDS = {
-    "series": Command("the patches: to git commits and back, checks, mails", "dctools.queue",
-                      "tree export series-check mail"),
+    "series": Command("the patches: to git commits and back, checks, mails, packages", "dctools.queue",
+                      "tree export series-check mail mbox quilt"),
     "build": Command("QEMU without and with the series", "dctools.build"),
     "bench": Command("fio in a guest, base and series side by side", "dctools.measure.bench"),
     "loadgen": Command("a load generator instead of a guest, base and series side by side",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""make mail: each topic as mails with the person's own sign-off; sends nothing.
+"""make mail: each topic as mails with the person's own sign-off; sends nothing. make mbox: each as one file, unsigned.
 
 TOPIC= makes those of one topic. docs/series-tools.md, Sending, is to be read first.
 """
@@ -11,7 +11,8 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Sequence
 
 from dctools import base as base_
 from dctools import common, environment, series
@@ -84,9 +85,10 @@ def sign(work: pathlib.Path, patches: list[pathlib.Path], who: Person, scratch: 
 
 
 def make_mails(work: pathlib.Path, topic: series.Topic, start: str, tip: str, out: pathlib.Path, who: Person,
-               ) -> tuple[list[pathlib.Path], dict[str, None], dict[str, None]]:
+               version: Sequence[str]) -> tuple[list[pathlib.Path], dict[str, None], dict[str, None]]:
     """Write the mails of a topic; (files, lists, people). The files of what is changed are looked up in work."""
-    files = series.format_patches(work, out, series.cover_text(topic.directory), start, tip, env=committer(who))
+    files = series.format_patches(work, out, series.cover_text(topic.directory), start, tip, env=committer(who),
+                                  more=version)
     lists: dict[str, None] = {}
     people: dict[str, None] = {}
     for path in files[1:]:
@@ -114,8 +116,54 @@ def try_to_send(files: list[pathlib.Path], who: Person, sink: tuple[str, str] | 
     return shlex.join(s for s in send if s != "--confirm=never")
 
 
-def mail(smtp: str = "") -> None:
-    """Make the mails of TOPIC=, or of all topics, and try to send them; smtp is a sink for tests."""
+def sign_chain(work: pathlib.Path, chain: Iterable[series.Topic], start: str, who: Person, scratch: pathlib.Path,
+               ) -> dict[str, tuple[str, str]]:
+    """Sign these topics, one on top of the other: {name: its (start, tip)}."""
+    ranges = {}
+    git(work, "checkout", "-q", "--detach", start)
+    for topic in chain:
+        tip = sign(work, topic.patches(), who, scratch)
+        ranges[topic.name], start = (start, tip), tip
+    return ranges
+
+
+def sent_before(work: pathlib.Path, chain: Iterable[series.Topic], since: str, start: str, who: Person,
+                scratch: pathlib.Path) -> dict[str, tuple[str, str]]:
+    """sign_chain() of the topics as they were in that commit or tag of this project."""
+    patches = common.patch_dir(common.stack_name()).relative_to(common.ROOT)
+    with tempfile.TemporaryDirectory() as tmp:
+        try:
+            git(common.ROOT, "archive", "--format=tar", "-o", f"{tmp}/then.tar", since, str(patches))
+        except ToolError as e:
+            raise ToolError(f"SINCE={since}: no commit or tag of this project with {patches} in it; give the one that "
+                            "was sent before") from e
+        shutil.unpack_archive(f"{tmp}/then.tar", tmp)
+        then = [series.Topic(t.name, t.needs, pathlib.Path(tmp) / patches / t.name) for t in chain]
+        for topic in then:
+            if not topic.patches():
+                raise ToolError(f"SINCE={since}: the topic {topic.name} was not there")
+        return sign_chain(work, then, start, who, scratch)
+
+
+def mbox() -> None:
+    """Each topic, or that of TOPIC=, as one file, as it is in patches/."""
+    stack = common.stack_name()
+    out = common.stack_dir(stack) / "mbox"
+    out.mkdir(parents=True, exist_ok=True)
+    for topic in series.wanted(series.read_topics(stack)):
+        mails = [topic.directory / series.COVER, *topic.patches()]
+        path = out / f"{topic.name}.mbox"
+        path.write_bytes(b"\n".join(p.read_bytes().rstrip(b"\n") + b"\n" for p in mails))
+        print(f"{path}: {len(mails)} mails; `git am --empty=drop` takes it")
+
+
+def mail(smtp: str = "", version: int = 1, since: str = "") -> None:
+    """Make the mails of TOPIC=, or of all topics, and try to send them; smtp is a sink for tests.
+
+    Those of another version have a range-diff against the one before, which since is a commit or tag of.
+    """
+    if (version > 1) != bool(since):
+        raise ToolError("V= and SINCE= go together: V=2 SINCE=v1 is for version 2 of what the tag v1 of this project had")
     stack = common.stack_name()
     topics = series.read_topics(stack)
     some = series.wanted(topics)
@@ -124,15 +172,15 @@ def mail(smtp: str = "") -> None:
     for topic in some:
         if not topic.patches() or "***" in series.cover_text(topic.directory):
             raise ToolError(f"{topic.directory}: no patches, or the cover letter is not written yet")
-    ranges, mails, start, chain = {}, {}, base.commit, series.needed(topics, some)
+    mails, chain, scratch = {}, series.needed(topics, some), top / "mail-patches"
     with series.worktree(top / "tree", top / "mail-tree", base.commit) as work:
-        for topic in chain:
-            tip = sign(work, topic.patches(), who, top / "mail-patches")
-            ranges[topic.name], start = (start, tip), tip
+        then = sent_before(work, chain, since, base.commit, who, scratch) if since else {}
+        ranges = sign_chain(work, chain, base.commit, who, scratch)
         git(work, "checkout", "-q", "--detach", base.commit)
         for topic in some:
-            mails[topic.name] = make_mails(work, topic, *ranges[topic.name], top / "mail" / topic.name, who)
-    git(top / "tree", "update-ref", "refs/heads/mail", start)
+            more = [f"-v{version}", f"--range-diff={'..'.join(then[topic.name])}"] if since else []
+            mails[topic.name] = make_mails(work, topic, *ranges[topic.name], top / "mail" / topic.name, who, more)
+    git(top / "tree", "update-ref", "refs/heads/mail", ranges[chain[-1].name][1])
     for topic in some:
         files, lists, people = mails[topic.name]
         log, out = top / f"mail-{topic.name}.log", top / "mail" / topic.name

@@ -344,8 +344,8 @@ def topic_ranges(repo: pathlib.Path, topics: Sequence[Topic]) -> dict[str, tuple
 
 
 def format_patches(repo: pathlib.Path, out: pathlib.Path, cover: str, base: str = "base", commit: str = "series",
-                   env: dict[str, str] | None = None) -> list[pathlib.Path]:
-    """Write base..commit to the directory out; cover is (subject, empty line, body)."""
+                   env: dict[str, str] | None = None, more: Sequence[str] = ()) -> list[pathlib.Path]:
+    """Write base..commit to the directory out; cover is (subject, empty line, body), more is for git format-patch."""
     commits = linear(repo, base, commit)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -364,7 +364,7 @@ def format_patches(repo: pathlib.Path, out: pathlib.Path, cover: str, base: str 
         "--suffix=.patch", "--encode-email-headers", "--no-signoff", "--no-force-in-body-from",
         "--stat=72", "--summary", "-p", "-U3", "-M", "--diff-algorithm=myers", "--no-ext-diff",
         "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/", *order,
-        f"{base}..tool/format", env={"GIT_COMMITTER_DATE": date, **(env or {})})
+        *more, f"{base}..tool/format", env={"GIT_COMMITTER_DATE": date, **(env or {})})
     git(repo, "update-ref", "-d", "refs/heads/tool/format")
     return sorted(out.glob("*.patch"))
 

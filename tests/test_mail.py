@@ -123,6 +123,49 @@ class TestMail(Toy):
             self.assertEqual(git(work, "rev-parse", "HEAD^{tree}").strip(), self.series_tree())
             self.assertEqual(git(work, "log", "-1", "--format=%an %ae").strip(), "Tést Sender me@home.example")
 
+    def test_another_version_has_a_range_diff(self):
+        self.me()
+        git(self.top, "init", "-q")
+        git(self.top, "add", "patches")
+        git(self.top, "commit", "-q", "-m", "sent")
+        git(self.top, "tag", "sent-v1")
+        git(self.repo, "commit", "-q", "--amend", "-m", "util/new: fourth thing\n\nWhy it is really so.")
+        self.run_tool(series.export)
+        self.run_tool(functools.partial(mail.mail, version=2, since="sent-v1"))
+        for topic, changed in ("1-one", False), ("3-three", True):
+            files = sorted((common.stack_dir("toy") / "mail" / topic).iterdir())
+            self.assertTrue(all(p.name.startswith("v2-") and "[PATCH v2 " in p.read_text() for p in files))
+            cover = files[0].read_text()
+            self.assertIn("Range-diff against v1:\n1:  ", cover)
+            self.assertEqual("-    Why it is so." in cover and "+    Why it is really so." in cover, changed)
+        log = (common.stack_dir("toy") / "mail-3-three.log").read_text()
+        self.assertEqual(log.count("Dry-OK"), 2)
+
+    def test_refuses_a_version_that_it_cannot_compare(self):
+        self.me()
+        for version, since in (2, ""), (1, "sent"):
+            self.refuses(functools.partial(mail.mail, version=version, since=since), "V= and SINCE= go together")
+        git(self.top, "init", "-q")
+        git(self.top, "commit", "-q", "--allow-empty", "-m", "empty")
+        self.refuses(functools.partial(mail.mail, version=2, since="HEAD"), "SINCE=HEAD: no commit or tag of this project with patches/toy")
+
+    def test_refuses_a_version_of_a_topic_that_was_not_there(self):
+        self.me()
+        git(self.top, "init", "-q")
+        git(self.top, "add", "patches/toy/1-one")
+        git(self.top, "commit", "-q", "-m", "sent")
+        self.refuses(functools.partial(mail.mail, version=2, since="HEAD"), "SINCE=HEAD: the topic 2-two was not there")
+
+    def test_mbox_is_the_topic(self):
+        self.run_tool(mail.mbox)
+        with series.worktree(self.repo, self.top / "am", "base") as work:
+            for topic, mails in [("1-one", 3), ("2-two", 2), ("3-three", 2)]:
+                path = common.stack_dir("toy") / "mbox" / f"{topic}.mbox"
+                self.assertIn(f"{topic}.mbox: {mails} mails", self.out.getvalue())
+                git(work, "am", "-q", "--empty=drop", str(path))
+            self.assertEqual(git(work, "rev-parse", "HEAD^{tree}").strip(), self.series_tree())
+            self.assertEqual(git(work, "rev-list", "--count", "base..HEAD").strip(), "4")
+
 
 if __name__ == "__main__":
     unittest.main()
