@@ -249,6 +249,23 @@ class Keeping(unittest.TestCase):
         self.assertIn("B/A", out)
         self.assertTrue((self.build / "results/latest").resolve().name.endswith("-A-B"))
 
+    def test_results_say_of_which_series_and_tools_they_are(self):
+        with tempfile.TemporaryDirectory() as tmp, mock.patch.object(common, "ROOT", pathlib.Path(tmp)), \
+                mock.patch.object(compared.base, "read_pin", return_value={"series_tree": "abc"}) as read:
+            def tools():
+                return compared.about(common.settings, "v9", [])["tools"]
+            self.assertEqual(tools(), "")
+            read.assert_called_with("v9")
+            self.assertEqual(compared.about(common.settings, "v9", [])["series_tree"], "abc")
+            common.git(tmp, "init", "-q")
+            pathlib.Path(tmp, "patches").mkdir()
+            pathlib.Path(tmp, "patches/x").write_text("1")
+            common.git(tmp, "add", ".")
+            common.git(tmp, "-c", "user.name=x", "-c", "user.email=x", "commit", "-q", "-m", "x")
+            self.assertEqual(tools(), common.git(tmp, "rev-parse", "HEAD")[:12])
+            pathlib.Path(tmp, "patches/x").write_text("2")
+            self.assertEqual(tools(), common.git(tmp, "rev-parse", "HEAD")[:12] + "+")
+
     def test_missing_binary(self):
         (self.build / "toy/series/build/qemu-system-x86_64").unlink()
         _, _, e = self.bench(self.fake())

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Sequence
 from typing import Any
 
-from dctools import common, guest, process
+from dctools import base, common, guest, process
 from dctools.common import ToolError
 
 
@@ -114,9 +114,19 @@ def busy_seconds() -> float:
     return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
+def tools_commit() -> str:
+    """Of this project, "+" if files differ from it; empty where it is no git checkout."""
+    try:
+        changed = common.git(common.ROOT, "status", "--porcelain", "--untracked-files=no", "--", "dctools", "loadgen", "patches")
+        return common.git(common.ROOT, "rev-parse", "--short=12", "HEAD").strip() + "+" * bool(changed)
+    except ToolError:
+        return ""
+
+
 def about(parameters: Any, stack: str, both: Sequence[Binary]) -> dict[str, Any]:
     """What each kind of results says of itself."""
-    return {"parameters": dataclasses.asdict(parameters), "stack": stack,
+    return {"parameters": dataclasses.asdict(parameters), "stack": stack, "tools": tools_commit(),
+            "series_tree": base.read_pin(stack).get("series_tree", ""),
             "binaries": [dataclasses.asdict(b) for b in both], "host": host(),
             "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}"}
 

@@ -112,6 +112,8 @@ class Results:
         for b in self.info["binaries"]:
             daemon = f", its storage daemon {b['daemon_sha256'][:16]}" if b.get("daemon_sha256") else ""
             yield f"{b['label']}: {b['version']}, sha256 {b['sha256'][:16]}{daemon}"
+        if tree := self.info.get("series_tree"):        # older results do not say it
+            yield f"patches/{self.info['stack']}: tree {tree[:12]}; tools: {self.info['tools'] or 'of no git checkout'}"
 
     def header(self) -> tuple[str, ...]:
         """The names of the table's columns."""
