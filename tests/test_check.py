@@ -116,6 +116,23 @@ class Parts(unittest.TestCase):
             self.assertLess(times["idle"][2], .2)
             self.assertGreaterEqual(times["idle"][3], .3)
 
+    def test_what_runs_for_long_is_told(self):
+        def slow(results, stack):
+            results.do("the slow one", time.sleep, .3)
+        for beside in {}, {"a": lambda stack: None}:
+            with tempfile.TemporaryFile() as said, mock.patch.object(check, "SIGN_OF_LIFE", .1):
+                stderr = os.dup(2)
+                os.dup2(said.fileno(), 2)
+                try:
+                    found = self.run_parts({"a": slow, "b": lambda results, stack: results.add("quick")}, beside)
+                finally:
+                    os.dup2(stderr, 2)
+                    os.close(stderr)
+                said.seek(0)
+                self.assertRegex(said.read(), rb"(\[..:..:..\] part a has run for 0 min: the slow one\n){2,}")
+            self.assertEqual((found.passed, found.failed), (2, []))
+            self.assertEqual(signal.getitimer(signal.ITIMER_REAL), (0, 0))
+
     def test_table(self):
         table = check.time_table([("v1", "unit", 1.6, 9), ("v2", "qtest", 20, 3)]).split("\n")
         self.assertEqual([line.split() for line in table[1:]],

@@ -3,12 +3,14 @@
 
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import dataclasses
 import multiprocessing
 import os
+import signal
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dctools import base, common, options, series
 from dctools.check.built import prepare_guest
@@ -29,6 +31,7 @@ PARTS: dict[str, Callable[[Results, str], None]] = {
     "tsan": check_tsan, "qtest": check_qtest, "iotests": check_iotests, "stress": check_stress,
     "loadgen": check_loadgen, "cost": check_cost, "fuzz": check_fuzz}
 FORK = multiprocessing.get_context("fork")     # a child has our settings
+SIGN_OF_LIFE = 300.     # seconds
 LONG = ["fuzz"]         # clang compiles QEMU once more for it: only with FULL=1 or ONLY=
 # They build nothing, so they run, one after the other, beside the parts that come next; what
 # has to be done before
@@ -49,11 +52,30 @@ def time_table(times: Sequence[tuple[str, str, float, float]]) -> str:
     return "\n".join([*lines, f"{'all':12} {'':8} {sum(t[2] for t in times):6.0f}"])
 
 
+@contextlib.contextmanager
+def signs_of_life(part: str, results: Results) -> Iterator[None]:
+    """Say now and then what runs: who finds that it hangs sees where, and whether the machine stood still."""
+    start = time.monotonic()
+
+    def say(*_: object) -> None:
+        # no print(): the signal may have come in the midst of one
+        os.write(2, f"[{time.strftime('%H:%M:%S')}] {common.settings.label}part {part} has run for "
+                    f"{(time.monotonic() - start) / 60:.0f} min: {results.running or 'its tests'}\n".encode())
+    before = signal.signal(signal.SIGALRM, say)
+    signal.setitimer(signal.ITIMER_REAL, SIGN_OF_LIFE, SIGN_OF_LIFE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def run_part(part: str, stack: str) -> Results:
     results, start, cpu = Results(), time.monotonic(), cpu_seconds()
     progress(f"part {part}: {(PARTS[part].__doc__ or '').strip().partition(chr(10))[0]}")
     try:
-        PARTS[part](results, stack)
+        with signs_of_life(part, results):
+            PARTS[part](results, stack)
     except ToolError as e:
         results.add(part, str(e))
     except Exception as e:      # whatever it is, the other parts still count

@@ -23,6 +23,7 @@ class Results:
         self.failed: list[str] = []
         self.left_out: list[str] = []       # said at the end
         self.times: list[tuple[str, str, float, float]] = []    # (stack, part, CPU seconds, wall seconds)
+        self.running = ""                   # what do() runs
 
     def count(self, others: "Results") -> None:
         """Add what others have."""
@@ -44,11 +45,12 @@ class Results:
 
     def do(self, name: str, function: Callable, *args: Any) -> None:
         """Count one test that is a function: a ToolError is its failure."""
-        start, problem = time.monotonic(), None
+        start, problem, self.running = time.monotonic(), None, name
         try:
             function(*args)
         except ToolError as e:
             problem = str(e)
+        self.running = ""
         self.add(name, problem, time.monotonic() - start)
 
     def tap(self, prefix: str, log: pathlib.Path, wanted: Sequence[str] = ()) -> None:
