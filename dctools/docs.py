@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The documents' tables, made from results."""
+"""The tables of documents and cover letters, made from results."""
 
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from dctools import common
+from dctools import base, common, series
 from dctools.common import ToolError
+from dctools.measure.plan import Config
 from dctools.report import show
 from dctools.report.loadgen import LoadgenResults
-from dctools.report.results import Results, markdown, markdown_lines
+from dctools.report.results import Results, markdown, markdown_lines, number_text, ratio_text
+
+LOSSES = ["iops", "cpu", "p50", "p99", "p999"]      # of what a loss is told
 
 
 def documents() -> list[pathlib.Path]:
-    return [common.ROOT / "README.md", *sorted((common.ROOT / "docs").glob("*.md"))]
+    return [common.ROOT / "README.md", *sorted((common.ROOT / "docs").glob("*.md")), common.ROOT / "results/README.md"]
 
 
 @functools.cache
@@ -41,16 +46,34 @@ def grid(directory: str, metric: str, rest: str) -> str:
     return loadgen_results(directory).grid(metric, rest)
 
 
-def wanted(name: str) -> str:
-    """The lower ends of intervals of IOPS, and what this file wants of them; what is met is bold."""
+def index() -> str:
+    """What results there are."""
+    return markdown_lines([["directory", "compared", "date", "CPU"], *show.index(common.ROOT / "results")])
+
+
+def losses(directories: str) -> str:
+    """What is worse outside of the noise, the worst first."""
+    found = [(abs(math.log(row[m]["ab"]["ratio"])), d, str(name), results(d).METRICS[m][0].split(" [")[0], row[m])
+             for d in directories.split() for name, row in results(d).table.items() for m in LOSSES
+             if row[m]["verdict"] == "worse"]
+    return markdown_lines([["results", "configuration", "what", "ratio", "A/A"]] + [
+        [d.rpartition("/")[2], name, what, ratio_text(row["ab"]), ratio_text(row["aa"])]
+        for _, d, name, what, row in sorted(found, key=lambda each: -each[0])] + [["", "none", "", "", ""]] * (not found))
+
+
+def wanted(name: str, directory: str) -> str:
+    """The lower ends of intervals of IOPS in these results, and what this file wants of them; what is met is bold."""
     file = common.ROOT / "results" / name
     try:
         rows = json.loads(file.read_text())
         lines, met, count = [], 0, 0
         for row in rows:
-            cells = loadgen_results(str(file.parent / row["results"])).cells_of("iops", row["rest"])
+            cells = loadgen_results(f"{directory}/{row['results']}").cells_of("iops", row["rest"])
             line = [row["row"]]
-            for aio, least in row["iops"].items():
+            for aio in rows[0]["iops"]:
+                if (least := row["iops"].get(aio)) is None:
+                    line.append("")
+                    continue
                 low = cells[aio, row["depth"]]["ab"]["low"]
                 count, met = count + 1, met + (low >= least)
                 line.append(f"**{low:.3f} of {least:g}**" if low >= least else f"{low:.3f} of {least:g}")
@@ -63,7 +86,9 @@ def wanted(name: str) -> str:
 MARKERS: dict[re.Pattern[str], Callable[..., str]] = {
     re.compile(r"<!-- table: ([^:]+): ([^:]+) -->"): table,
     re.compile(r"<!-- grid: ([^:]+): ([^:]+): ([^:]+) -->"): grid,
-    re.compile(r"<!-- wanted: ([^:]+) -->"): wanted,
+    re.compile(r"<!-- index -->"): index,
+    re.compile(r"<!-- losses: ([^:]+) -->"): losses,
+    re.compile(r"<!-- wanted: ([^:]+): ([^:]+) -->"): wanted,
 }
 
 
@@ -73,7 +98,8 @@ def made(marker: str) -> str:
         if m := pattern.fullmatch(marker):
             return make(*m.groups())
     raise ToolError(f"{marker}: no such marker; it is <!-- table: DIRECTORY ...: METRIC ... -->, "
-                    "<!-- grid: DIRECTORY: METRIC: REST --> or <!-- wanted: FILE -->")
+                    "<!-- grid: DIRECTORY: METRIC: REST -->, <!-- losses: DIRECTORY ... -->, "
+                    "<!-- wanted: FILE: DIRECTORY --> or <!-- index -->")
 
 
 def updated(text: str) -> Iterator[str]:
@@ -94,19 +120,89 @@ def update(path: pathlib.Path) -> str:
         raise ToolError(f"{path.name}: {e}") from e
 
 
+# -- cover letters ---------------------------------------------------------------
+
+def short(ratio: dict[str, Any]) -> str:
+    """A ratio with its interval, with as many digits as a mail has room for."""
+    return re.sub(r"(\.\d\d)\d", lambda m: f"{float(m[0]):.2f}"[1:], ratio_text(ratio))
+
+
+def mail_cell(found: Results, rows: dict[str, Any], metric: str) -> str:
+    """Like a document's, but shorter."""
+    if found.METRICS[metric][1] != ".4f":
+        return short(rows[metric]["ab"])
+    return ", ".join(number_text(rows[metric][side], ".2f") for side in ("base", "series"))
+
+
+def mail_grid(directory: str, rest: str) -> list[list[str]]:
+    """IOPS by depth and engine."""
+    cells = loadgen_results(directory).cells_of("iops", rest)
+    engines, depths = list(dict.fromkeys(aio for aio, _ in cells)), dict.fromkeys(qd for _, qd in cells)
+    return [["depth", *engines]] + [[str(qd), *(short(cells[aio, qd]["ab"]) for aio in engines)] for qd in depths]
+
+
+def mail_name(config: Config) -> list[str]:
+    """Depth, and what else tells it from the others of a table."""
+    return [str(config.qd) + (f" x {config.queues}" if config.queues > 1 else ""),
+            config.aio + (", waits" if config.wait == "irq" else ", looks") + (", polls" if config.poll_max_ns else "") +
+            (", off" if config.event_idx == "off" else "") + (", disk" if config.storage == "disk" else "")]
+
+
+def mail_rows(directories: Sequence[str], metrics: Sequence[str]) -> list[list[str]]:
+    """A line for each configuration with an irqfd, by depth; of User Mode Linux for each engine."""
+    found = [(config, results(d), rows) for d in directories for config, rows in results(d).table.items()]
+    depths = isinstance(found[0][0], Config)
+    if depths:
+        found = sorted((each for each in found if each[0].main == "irqfd"), key=lambda each: (each[0].qd, each[0].queues))
+    return [[*(["depth", ""] if depths else ["engine"]), *(MAIL_TITLES[m] for m in metrics)]] + [
+        [*(mail_name(config) if depths else [str(config)]), *(mail_cell(source, rows, m) for m in metrics)]
+        for config, source, rows in found]
+
+
+MAIL_TITLES = {"iops": "IOPS", "cpu": "CPU per I/O", "p99": "p99", "submits": "submissions", "writes": "write(2)",
+               "rescheduling": "interrupts", "interrupts": "interrupts", "io_submit": "io_submit"}
+
+
+def mail_table(about: dict[str, Any]) -> str:
+    """The table of a cover letter of which pin.json says this."""
+    try:
+        lines = mail_grid(**about) if "rest" in about else mail_rows(**about)
+    except (LookupError, TypeError) as e:
+        raise ToolError(f"{json.dumps(about)}: a table is of a \"directory\" and the \"rest\" of its configurations, or of "
+                        f"\"directories\" and \"metrics\" ({', '.join(MAIL_TITLES)})") from e
+    columns = [[c.rjust(max(map(len, column))) if n == 0 and column[0] == "depth" else c.ljust(max(map(len, column)))
+                for c in column] for n, column in enumerate(zip(*lines))]
+    return "".join(f"  {'  '.join(line)}".rstrip() + "\n" for line in zip(*columns))
+
+
+def covers() -> Iterator[tuple[pathlib.Path, str]]:
+    """Each cover letter that has tables, and its text as it should be."""
+    for stack in common.stacks():
+        for topic, tables in base.read_pin(stack).get("tables", {}).items():
+            path, wanted_tables = common.patch_dir(stack) / topic / series.COVER, iter(tables)
+            text, count = re.subn(r"(?m)^ +(?:depth|engine)  .*\n(?: .*\n)+", lambda _, left=wanted_tables: mail_table(next(left)),
+                                  path.read_text(), count=len(tables))
+            if count < len(tables):
+                raise ToolError(f"{path}: {count} tables in it that begin with \"depth\" or \"engine\", but pin.json says "
+                                f"how to make {len(tables)}")
+            yield path, text
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     pass
 
 
 def main(_: Options) -> None:
-    """Make the tables in README.md and docs/ once more, from results/.
+    """Make the tables in README.md, docs/ and cover letters once more, from results/.
 
     Above each stands how: <!-- table: DIRECTORY ...: METRIC ... -->, a line for each configuration, as of
     `./dc results --markdown`; or <!-- grid: DIRECTORY: METRIC: REST -->, engines and depths of those
-    configurations whose other parts are REST; or <!-- wanted: FILE -->, lower ends of IOPS and what FILE wants.
+    configurations whose other parts are REST; or <!-- losses: DIRECTORY ... -->, what is worse outside of the noise;
+    <!-- wanted: FILE: DIRECTORY -->, lower ends of IOPS and what FILE wants; or <!-- index -->, the results that there are.
+    pin.json has the tables of cover letters.
     """
-    for path in documents():
-        if (text := update(path)) != path.read_text():
+    for path, text in [*((path, update(path)) for path in documents()), *covers()]:
+        if text != path.read_text():
             path.write_text(text)
-            print(f"{path.name}: other tables than before")
+            print(f"{path.relative_to(common.ROOT)}: other tables than before")

@@ -6,9 +6,10 @@ import pathlib
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from dctools import common, docs
+from dctools import base, common, docs, series
 from dctools.common import ToolError
 
 RESULTS = "ring-v10.2-low-depth/disk"
@@ -42,17 +43,28 @@ class Documents(unittest.TestCase):
                 self.assertNotEqual(self.updated(text.replace("1.0", "1.1", 1)), text.replace("1.0", "1.1", 1))
 
     def test_what_is_wanted(self):
-        row = {"row": "r", "results": (common.ROOT / "results" / RESULTS).as_posix(), "depth": 4,
-               "rest": "disk x 1, event_idx on, irq batch, waits for it", "iops": {"native": .5, "threads": 2}}
-        file = self.path.with_suffix(".json")
+        row = {"row": "r", "results": "disk", "depth": 4, "rest": "disk x 1, event_idx on, irq batch, waits for it",
+               "iops": {"native": .5, "threads": 20}}
+        file, marker = self.path.with_suffix(".json"), f"<!-- wanted: {{}}: {RESULTS.rpartition('/')[0]} -->\n"
         file.write_text(json.dumps([row]))
-        text = self.updated(f"<!-- wanted: {file} -->\n")
-        self.assertRegex(text, r"\| met: 1 of 2 \| native \| threads \|\n.*\n\| r \| \*\*1\.\d+ of 0\.5\*\* \| \d\.\d+ of 2 \|\n")
+        text = self.updated(marker.format(file))
+        self.assertRegex(text, r"\| met: 1 of 2 \| native \| threads \|\n.*\n\| r \| \*\*\d\.\d+ of 0\.5\*\* \| \d\.\d+ of 20 \|\n")
         row["depth"] = 5
         for content in (json.dumps([row]), "[{}]", "{"):
             file.write_text(content)
             with self.subTest(content), self.assertRaisesRegex(ToolError, "x.json does not fit the results"):
-                self.updated(f"<!-- wanted: {file} -->\n")
+                self.updated(marker.format(file))
+
+    def test_losses_are_those_outside_of_the_noise(self):
+        table = docs.results(RESULTS).table
+        self.addCleanup(docs.results.cache_clear)
+        for verdict, count in ("worse", len(table)), ("none", 0):
+            for row in table.values():
+                for m in docs.LOSSES:
+                    row[m]["verdict"] = verdict if m == "p99" else "better"
+            text = self.updated(f"<!-- losses: {RESULTS} -->\n")
+            self.assertEqual(text.count("| latency p99 |"), count)
+            self.assertEqual(text.count("\n| "), (count or 1) + 2)
 
     def test_markers_that_are_wrong(self):
         for marker, said in [(TABLE.replace("disk", "tape"), "no such results directory"),
@@ -63,6 +75,52 @@ class Documents(unittest.TestCase):
                              ("<!-- tabel: x -->", "no such marker")]:
             with self.subTest(marker), self.assertRaisesRegex(ToolError, f"^x.md: .*{said}"):
                 self.updated(f"{marker}\n")
+
+
+class CoverLetters(unittest.TestCase):
+    """Their tables are those that pin.json says."""
+    GRID = {"directory": RESULTS, "rest": "disk x 1, event_idx on, irq batch, waits for it"}
+    ROWS = {"directories": [RESULTS], "metrics": ["iops", "writes"]}
+    UML = {"directories": ["uml/v7.2"], "metrics": ["iops", "interrupts"]}
+
+    def setUp(self):
+        tmp = tempfile.TemporaryDirectory()
+        self.addCleanup(tmp.cleanup)
+        self.path = pathlib.Path(tmp.name) / "s" / "1-topic" / series.COVER
+        self.path.parent.mkdir(parents=True)
+
+    def updated(self, about, text):
+        self.path.write_text(text)
+        with mock.patch.object(base, "read_pin", return_value={"tables": {"1-topic": [about]}}) as read, \
+                mock.patch.object(common, "patch_dir", return_value=self.path.parent.parent), \
+                mock.patch.object(common, "stacks", return_value=["s"]):
+            (path, found), = docs.covers()
+        read.assert_called_once_with("s")
+        self.assertEqual(path, self.path)
+        return found
+
+    def test_all_are_up_to_date(self):
+        found = list(docs.covers())
+        self.assertTrue(found)
+        for path, text in found:
+            with self.subTest(path):
+                self.assertTrue(text == path.read_text(), f"`make docs` changes {path}")
+
+    def test_a_table_is_made_anew_and_the_rest_stays(self):
+        for about, head, lines in (self.GRID, r"  depth  native +io_uring +threads\n", 2), (self.ROWS, r"  depth + IOPS +write\(2\)\n", 6), \
+                (self.UML, r"  engine    IOPS +interrupts\n", 3):
+            with self.subTest(about):
+                text = self.updated(about, "A:\n\n  depth  x\n      1  9.99\n\nend\n")
+                self.assertRegex(text, rf"^A:\n\n{head}(?: +\w.*\d\.\d\d \[.*\n){{{lines}}}\nend\n$")
+                self.assertLessEqual(max(map(len, text.splitlines())), 76)
+                self.assertEqual(self.updated(about, text), text)
+
+    def test_what_is_wrong(self):
+        for about, text, said in [(self.GRID, "A\n", "0 tables in it"),
+                                  ({**self.ROWS, "metrics": ["speed"]}, "  depth  x\n  1\n", "a table is of"),
+                                  ({"directory": RESULTS}, "  depth  x\n  1\n", "a table is of")]:
+            with self.subTest(said), self.assertRaisesRegex(ToolError, said):
+                self.updated(about, text)
 
 
 if __name__ == "__main__":

@@ -24,17 +24,17 @@ def results(directory: pathlib.Path) -> Results:
     return next((kind for kind in KINDS if (directory / kind.NAME).is_file()), FioResults)(directory)
 
 
-def index(directory: pathlib.Path) -> str:
-    """A line for each of the results below a directory that has none itself; empty if there are none."""
+def index(directory: pathlib.Path) -> list[list[str]]:
+    """Directory, what was compared, when and on what, of each of the results below a directory."""
     lines = []
     for file in sorted(f for kind in KINDS for f in directory.rglob(kind.NAME)):
         try:
             info = json.loads(file.read_text())
             a, b = (f"{binary['label']} ({binary['version'].split()[-1]})" for binary in info["binaries"])
-            lines.append(f"{file.parent.relative_to(directory)}: {b} / {a}, {info['date']}, {info['host']['cpu']}")
+            lines.append([str(file.parent.relative_to(directory)), f"{b} / {a}", info["date"], info["host"]["cpu"]])
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise ToolError(f"{file} is damaged ({type(e).__name__}: {e})") from e
-    return "\n".join(lines)
+    return lines
 
 
 def last() -> pathlib.Path:
@@ -57,12 +57,13 @@ def main(given: Options) -> None:
     With --markdown, a table as the documents have it: ratios with their intervals.
     Of a directory with several results, what they are.
 
-    Example: dc results results/ring-quick-epyc25 --markdown "iops cpu p99"
+    Example: dc results results/ring-v7.2/quick --markdown "iops cpu p99"
     """
     directory = pathlib.Path(given.directory) if given.directory else last()
     if directory.is_dir() and not any((directory / kind.NAME).is_file() for kind in KINDS) \
-            and (text := index(directory)):
-        print(text)
+            and (lines := index(directory)):
+        for where, *what in lines:
+            print(f"{where}: {', '.join(what)}")
         return
     found = results(directory)
     if given.markdown:

@@ -53,7 +53,7 @@ def main(given: Options) -> None:
 
     CLAIMED may be from another machine.
 
-    Example: dc signs results/ring-quick build/results/latest-ring
+    Example: dc signs results/ring-v7.2/quick build/results/latest-ring
     """
     if not given.claimed:
         raise ToolError("CLAIMED= gives the directory of the claimed results, and DIRECTORY= perhaps another one")
