@@ -266,6 +266,11 @@ class Keeping(unittest.TestCase):
             pathlib.Path(tmp, "patches/x").write_text("2")
             self.assertEqual(tools(), common.git(tmp, "rev-parse", "HEAD")[:12] + "+")
 
+    def test_results_have_no_paths_of_this_machine(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            compared.keep(pathlib.Path(tmp, "x"), {"a": [f"initrd={common.ROOT}/build/x", f"dir={tempfile.gettempdir()}/dc-a1_b/disk:2"]})
+            self.assertEqual(json.loads(pathlib.Path(tmp, "x").read_text()), {"a": ["initrd=build/x", "dir=disk:2"]})
+
     def test_missing_binary(self):
         (self.build / "toy/series/build/qemu-system-x86_64").unlink()
         _, _, e = self.bench(self.fake())

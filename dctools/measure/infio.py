@@ -214,7 +214,7 @@ def measure(rounds: Sequence[Round], both: Sequence[compared.Binary], out: pathl
                 n += 1
                 result = {"n": n, "pair": pair, "role": role, "engine": engine,
                           "binary": dataclasses.asdict(binary), **raw}
-                common.write_json(out / f"run-{n:03}.json", result)
+                compared.keep(out / f"run-{n:03}.json", result)
                 left = (time.monotonic() - start) / n * (total - n)
                 name = binary.label + (" again" if role == "base2" else "")
                 iops = report.fio_figures(result)["iops"]
@@ -249,7 +249,7 @@ def bench(p: Workload, run: Callable[..., Runs] = run_process) -> report.FioResu
     guest.check_direct(disk)
     common.need_space(common.settings.build / "results", 64)
     out = compared.new_directory("A-B" if p.qemu_a else stack)
-    common.write_json(out / "bench.json", {**compared.about(p, stack, both), "disk": disk})
+    compared.keep(out / "bench.json", {**compared.about(p, stack, both), "disk": disk})
     common.progress(f"{p.pairs} pairs x {len(p.aio)} engines x (base, base again, series), "
                     f"{p.runtime:g} s each, seed {p.seed}; results in {out}")
     return measured(out, lambda: measure(

@@ -143,8 +143,7 @@ def bench_ring(p: Parameters, run: Compare = compare) -> LoadgenResults:
         info = {
             **compared.about(p, stack, both), "disk": p.disk or "a file of our own",
             "command": command(both[0].path, first, p, found[first.storage, first.aio], p.seed)}
-        # without the paths of this machine, to be shown elsewhere
-        common.write_json(out / "ring.json", json.loads(json.dumps(info).replace(f"{common.ROOT}/", "")))
+        compared.keep(out / "ring.json", info)
         processes = p.pairs * len(p.configs) * len(ROLES)
         common.progress(f"{len(p.configs)} configurations x {p.pairs} pairs x (base, base again, series), "
                         f"{p.seconds:g} s each, {left_text(processes * (p.seconds + WARM_UP + COUNT + START_UP))} "

@@ -157,7 +157,7 @@ def bench(p: Workload, sample: Callable[..., dict[str, Any]] = run_sample) -> Um
     steps = rounds(p)
     with images(p.aio) as found:
         out = compared.new_directory("uml-" + ("A-B" if p.qemu_a else stack), LATEST_UML)
-        common.write_json(out / UmlResults.NAME, {
+        compared.keep(out / UmlResults.NAME, {
             **compared.about(p, stack, both), "cpus": cpus(),
             "storage": {aio: where(found[aio]) for aio in p.aio}})
         common.progress(f"a real Linux on the vhost-user-blk export: {p.pairs} pairs x {len(p.aio)} engines x (base, "
