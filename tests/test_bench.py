@@ -173,6 +173,7 @@ class Keeping(unittest.TestCase):
                      mock.patch.object(common, "stack_name", return_value="toy"),
                      mock.patch.object(guest, "qemu_python"), mock.patch.object(guest, "build_image"),
                      mock.patch.object(guest, "check_direct"),
+                     mock.patch.object(compared.base, "read_pin", return_value={"series_tree": "abc"}),
                      mock.patch.object(infio, "our_disk", return_value="/disk")]:
             what.start()
             self.addCleanup(what.stop)

@@ -247,7 +247,8 @@ class Measure(unittest.TestCase):
         self.dir = pathlib.Path(d.name)
         patches = [mock.patch.object(common.settings, "build", self.dir), CPUS,
                    mock.patch("dctools.measure.loadgen.images", self.images), mock.patch("dctools.measure.generator.program", lambda: "loadgen"),
-                   mock.patch("dctools.common.progress", lambda _: None), mock.patch("dctools.process.run", self.fio)]
+                   mock.patch("dctools.common.progress", lambda _: None), mock.patch("dctools.process.run", self.fio),
+                   mock.patch("dctools.measure.compared.tools_commit", lambda: "abc")]
         for p in patches:
             p.start()
             self.addCleanup(p.stop)

@@ -184,6 +184,7 @@ class FakeSamples(unittest.TestCase):
         for what in [mock.patch.object(common.settings, "build", self.build), CPUS,
                      mock.patch.object(common, "stack_name", return_value="toy"),
                      mock.patch.object(guest, "qemu_python"), mock.patch.object(guest, "build_image"),
+                     mock.patch("dctools.base.read_pin", return_value={"series_tree": "abc"}),
                      mock.patch.object(uml, "images", lambda engines: contextlib.nullcontext(images))]:
             what.start()
             self.addCleanup(what.stop)
