@@ -56,9 +56,10 @@ def losses(directories: str) -> str:
     found = [(abs(math.log(row[m]["ab"]["ratio"])), d, str(name), results(d).METRICS[m][0].split(" [")[0], row[m])
              for d in directories.split() for name, row in results(d).table.items() for m in LOSSES
              if row[m]["verdict"] == "worse"]
-    return markdown_lines([["results", "configuration", "what", "ratio", "A/A"]] + [
-        [d.rpartition("/")[2], name, what, ratio_text(row["ab"]), ratio_text(row["aa"])]
-        for _, d, name, what, row in sorted(found, key=lambda each: -each[0])] + [["", "none", "", "", ""]] * (not found))
+    lines = [[d.rpartition("/")[2], name, what, ratio_text(row["ab"]), ratio_text(row["aa"])]
+             for _, d, name, what, row in sorted(found, key=lambda each: -each[0])]
+    return markdown_lines([["results", "configuration", "what", "ratio", "A/A"],
+                           *(lines or [["", "none", "", "", ""]])])
 
 
 def wanted(name: str, directory: str) -> str:
@@ -126,7 +127,7 @@ def update(path: pathlib.Path) -> str:
 
 def short(ratio: dict[str, Any]) -> str:
     """A ratio with its interval, with as many digits as a mail has room for."""
-    return re.sub(r"(\.\d\d)\d", lambda m: f"{float(m[0]):.2f}"[1:], ratio_text(ratio))
+    return re.sub(r"\d+\.\d{3}", lambda m: f"{float(m[0]):.2f}", ratio_text(ratio))
 
 
 def mail_cell(found: Results, rows: dict[str, Any], metric: str) -> str:
@@ -146,8 +147,9 @@ def mail_grid(directory: str, rest: str) -> list[list[str]]:
 def mail_name(config: Config) -> list[str]:
     """Depth, and what else tells it from the others of a table."""
     return [str(config.qd) + (f" x {config.queues}" if config.queues > 1 else ""),
-            config.aio + (", waits" if config.wait == "irq" else ", looks") + (", polls" if config.poll_max_ns else "") +
-            (", off" if config.event_idx == "off" else "") + (", disk" if config.storage == "disk" else "")]
+            config.aio + (", waits" if config.wait == "irq" else ", looks") +
+            (", polls" if config.poll_max_ns else "") + (", off" if config.event_idx == "off" else "") +
+            (", disk" if config.storage == "disk" else "")]
 
 
 def mail_rows(directories: Sequence[str], metrics: Sequence[str]) -> list[list[str]]:
@@ -155,7 +157,8 @@ def mail_rows(directories: Sequence[str], metrics: Sequence[str]) -> list[list[s
     found = [(config, results(d), rows) for d in directories for config, rows in results(d).table.items()]
     depths = isinstance(found[0][0], Config)
     if depths:
-        found = sorted((each for each in found if each[0].main == "irqfd"), key=lambda each: (each[0].qd, each[0].queues))
+        found = sorted((each for each in found if each[0].main == "irqfd"),
+                       key=lambda each: (each[0].qd, each[0].queues))
     return [[*(["depth", ""] if depths else ["engine"]), *(MAIL_TITLES[m] for m in metrics)]] + [
         [*(mail_name(config) if depths else [str(config)]), *(mail_cell(source, rows, m) for m in metrics)]
         for config, source, rows in found]
@@ -170,24 +173,32 @@ def mail_table(about: dict[str, Any]) -> str:
     try:
         lines = mail_grid(**about) if "rest" in about else mail_rows(**about)
     except (LookupError, TypeError) as e:
-        raise ToolError(f"{json.dumps(about)}: a table is of a \"directory\" and the \"rest\" of its configurations, or of "
-                        f"\"directories\" and \"metrics\" ({', '.join(MAIL_TITLES)})") from e
+        raise ToolError(f"{json.dumps(about)}: a table is of a \"directory\" and the \"rest\" of its configurations, "
+                        f"or of \"directories\" and \"metrics\" ({', '.join(MAIL_TITLES)})") from e
     columns = [[c.rjust(max(map(len, column))) if n == 0 and column[0] == "depth" else c.ljust(max(map(len, column)))
                 for c in column] for n, column in enumerate(zip(*lines))]
     return "".join(f"  {'  '.join(line)}".rstrip() + "\n" for line in zip(*columns))
+
+
+def cover(path: pathlib.Path, tables: Sequence[dict[str, Any]]) -> str:
+    """The cover letter with these tables, in this order, in place of those that it has."""
+    made = iter(tables)
+
+    def make(_: re.Match[str]) -> str:
+        return mail_table(next(made))
+    text, count = re.subn(r"(?m)^ +(?:depth|engine)  .*\n(?: .*\n)+", make, path.read_text(), count=len(tables))
+    if count < len(tables):
+        raise ToolError(f"{path}: {count} tables in it that begin with \"depth\" or \"engine\", but pin.json says how "
+                        f"to make {len(tables)}")
+    return text
 
 
 def covers() -> Iterator[tuple[pathlib.Path, str]]:
     """Each cover letter that has tables, and its text as it should be."""
     for stack in common.stacks():
         for topic, tables in base.read_pin(stack).get("tables", {}).items():
-            path, wanted_tables = common.patch_dir(stack) / topic / series.COVER, iter(tables)
-            text, count = re.subn(r"(?m)^ +(?:depth|engine)  .*\n(?: .*\n)+", lambda _, left=wanted_tables: mail_table(next(left)),
-                                  path.read_text(), count=len(tables))
-            if count < len(tables):
-                raise ToolError(f"{path}: {count} tables in it that begin with \"depth\" or \"engine\", but pin.json says "
-                                f"how to make {len(tables)}")
-            yield path, text
+            path = common.patch_dir(stack) / topic / series.COVER
+            yield path, cover(path, tables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +212,8 @@ def main(_: Options) -> None:
     Above each stands how: <!-- table: DIRECTORY ...: METRIC ... -->, a line for each configuration, as of
     `./dc results --markdown`; or <!-- grid: DIRECTORY: METRIC: REST -->, engines and depths of those
     configurations whose other parts are REST; or <!-- losses: DIRECTORY ... -->, what is worse outside of the noise;
-    <!-- wanted: FILE: DIRECTORY -->, lower ends of IOPS and what FILE wants; or <!-- index -->, the results that there are.
-    pin.json has the tables of cover letters.
+    <!-- wanted: FILE: DIRECTORY -->, lower ends of IOPS and what FILE wants; or <!-- index -->, the results that
+    there are. pin.json has the tables of cover letters.
     """
     for path, text in [*((path, update(path)) for path in documents()), *covers()]:
         if text != path.read_text():

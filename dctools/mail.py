@@ -163,7 +163,8 @@ def mail(smtp: str = "", version: int = 1, since: str = "") -> None:
     Those of another version have a range-diff against the one before, which since is a commit or tag of.
     """
     if (version > 1) != bool(since):
-        raise ToolError("V= and SINCE= go together: V=2 SINCE=v1 is for version 2 of what the tag v1 of this project had")
+        raise ToolError("V= and SINCE= go together: V=2 SINCE=v1 is for version 2 of what the tag v1 of this project "
+                        "had")
     stack = common.stack_name()
     topics = series.read_topics(stack)
     some = series.wanted(topics)

@@ -115,6 +115,10 @@ class CoverLetters(unittest.TestCase):
                 self.assertLessEqual(max(map(len, text.splitlines())), 76)
                 self.assertEqual(self.updated(about, text), text)
 
+    def test_ratios_are_rounded(self):
+        self.assertEqual(docs.short({"ratio": .9961, "low": .0939, "high": 12.3456}), "1.00 [0.09, 12.35]")
+        self.assertEqual(docs.short({"ratio": None}), "n/a")
+
     def test_what_is_wrong(self):
         for about, text, said in [(self.GRID, "A\n", "0 tables in it"),
                                   ({**self.ROWS, "metrics": ["speed"]}, "  depth  x\n  1\n", "a table is of"),

@@ -126,7 +126,8 @@ def keep(path: pathlib.Path, data: dict[str, Any]) -> None:
 def tools_commit() -> str:
     """Of this project, "+" if files differ from it; empty where it is no git checkout."""
     try:
-        changed = common.git(common.ROOT, "status", "--porcelain", "--untracked-files=no", "--", "dctools", "loadgen", "patches")
+        changed = common.git(common.ROOT, "status", "--porcelain", "--untracked-files=no", "--", "dctools", "loadgen",
+                             "patches")
         return common.git(common.ROOT, "rev-parse", "--short=12", "HEAD").strip() + "+" * bool(changed)
     except ToolError:
         return ""
