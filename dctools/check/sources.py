@@ -3,12 +3,13 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 
-from dctools import base, build, common, environment, lint, series
-from dctools.check.results import Results, logs
+from dctools import base, build, common, environment, lint, quilt, series
+from dctools.check.results import Results, logs, must_fail
 from dctools.process import limited
 
 
@@ -37,8 +38,28 @@ def check_tools(results: Results, stack: str) -> None:
         results.add("tools", f"{ran} results of {said[1] if said else 'no'} tests, see {log}")
 
 
+def damaged(package: quilt.Package) -> None:
+    """Its last patch, with another line of context, has to be named."""
+    name, subject = list(package.subjects.items())[-1]
+    path = package.tree / "debian/patches" / name
+    quilt.pop(package, 1)
+    path.write_text(re.sub(r"(?m)^(@@ .*\n ).*", r"\1damaged", path.read_text(), count=1))
+    must_fail(f'"{subject}"', quilt.push, package)
+
+
+def check_quilt(results: Results, stack: str) -> None:
+    """Debian's source package with the series."""
+    out = logs() / "quilt"
+    made: list[quilt.Package] = []
+    results.do("series quilt: patches push without fuzz and pop, and the source package builds",
+               lambda: made.append(quilt.make(stack, series.read_topics(stack), out)))
+    if made:
+        results.do("series quilt: a damaged patch is named", damaged, *made)
+        shutil.rmtree(out)
+
+
 def check_series(results: Results, stack: str) -> None:
-    """Lint, plain git am, re-export, checkpatch."""
+    """Lint, plain git am, re-export, checkpatch, Debian's source package."""
     here, pin = base.base(stack), base.read_pin(stack)
     if not here.pinned:
         common.progress("this is not the pinned base: tree hashes are not compared")
@@ -46,6 +67,8 @@ def check_series(results: Results, stack: str) -> None:
         common.progress("no Debian patches with this base: whether the series touches what they change is not tested")
     for name, wrong in lint.run_checks(stack, here):
         results.add(f"series {name}", "; ".join(wrong) or None)
+    if here.debian:
+        check_quilt(results, stack)
     repo, tip = common.stack_dir(stack) / "tree", series.update_tree(stack)[1]
     results.do("series: the hooks for tests apply", build.hooked, stack, tip)
     results.do("series: the patch for make fuzz applies", build.hooked, stack, tip,
