@@ -267,6 +267,11 @@ class Keeping(unittest.TestCase):
             pathlib.Path(tmp, "patches/x").write_text("2")
             self.assertEqual(tools(), common.git(tmp, "rev-parse", "HEAD")[:12] + "+")
 
+    def test_two_of_a_second_have_names_of_their_own(self):
+        one, two = compared.new_directory("x"), compared.new_directory("x")
+        self.assertLess(one, two)
+        self.assertEqual((self.build / "results/latest").resolve(), two.resolve())
+
     def test_results_have_no_paths_of_this_machine(self):
         with tempfile.TemporaryDirectory() as tmp:
             compared.keep(pathlib.Path(tmp, "x"), {"a": [f"initrd={common.ROOT}/build/x", f"dir={tempfile.gettempdir()}/dc-a1_b/disk:2"]})

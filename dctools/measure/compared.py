@@ -10,6 +10,7 @@ import platform
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,8 +146,13 @@ def new_directory(name: str, newest: str = "latest") -> pathlib.Path:
     """For results, and the link to it."""
     results = common.settings.build / "results"
     results.mkdir(parents=True, exist_ok=True)
-    out = results / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
-    out.mkdir()
+    while True:
+        out = results / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{name}"
+        try:
+            out.mkdir()
+            break
+        except FileExistsError:     # of this second: the names tell which is newer
+            time.sleep(.1)
     link = results / f"{newest}.new"
     link.unlink(missing_ok=True)
     link.symlink_to(out.name)
