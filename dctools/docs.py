@@ -15,7 +15,7 @@ from dctools.common import ToolError
 from dctools.measure.plan import Config
 from dctools.report import show
 from dctools.report.loadgen import LoadgenResults
-from dctools.report.results import Results, markdown, markdown_lines, number_text, ratio_text
+from dctools.report.results import Results, markdown, markdown_lines, metric_cell, ratio_text
 
 LOSSES = ["iops", "cpu", "p50", "p99", "p999"]      # of what a loss is told
 
@@ -125,23 +125,22 @@ def update(path: pathlib.Path) -> str:
 
 # -- cover letters ---------------------------------------------------------------
 
-def short(ratio: dict[str, Any]) -> str:
-    """A ratio with its interval, with as many digits as a mail has room for."""
-    return re.sub(r"\d+\.\d{3}", lambda m: f"{float(m[0]):.2f}", ratio_text(ratio))
+def short(text: str) -> str:
+    """With as many digits as a mail has room for."""
+    return re.sub(r"\d+\.\d{3}", lambda m: f"{float(m[0]):.2f}", text)
 
 
 def mail_cell(found: Results, rows: dict[str, Any], metric: str) -> str:
     """Like a document's, but shorter."""
-    if found.METRICS[metric][1] != ".4f":
-        return short(rows[metric]["ab"])
-    return ", ".join(number_text(rows[metric][side], ".2f") for side in ("base", "series"))
+    return short(metric_cell(found, rows, metric)).replace(" → ", ", ")
 
 
 def mail_grid(directory: str, rest: str) -> list[list[str]]:
     """IOPS by depth and engine."""
     cells = loadgen_results(directory).cells_of("iops", rest)
     engines, depths = list(dict.fromkeys(aio for aio, _ in cells)), dict.fromkeys(qd for _, qd in cells)
-    return [["depth", *engines]] + [[str(qd), *(short(cells[aio, qd]["ab"]) for aio in engines)] for qd in depths]
+    return [["depth", *engines]] + [
+        [str(qd), *(short(ratio_text(cells[aio, qd]["ab"])) for aio in engines)] for qd in depths]
 
 
 def mail_name(config: Config) -> list[str]:

@@ -116,8 +116,8 @@ class CoverLetters(unittest.TestCase):
                 self.assertEqual(self.updated(about, text), text)
 
     def test_ratios_are_rounded(self):
-        self.assertEqual(docs.short({"ratio": .9961, "low": .0939, "high": 12.3456}), "1.00 [0.09, 12.35]")
-        self.assertEqual(docs.short({"ratio": None}), "n/a")
+        self.assertEqual(docs.short(docs.ratio_text({"ratio": .9961, "low": .0939, "high": 12.3456})), "1.00 [0.09, 12.35]")
+        self.assertEqual(docs.short(docs.ratio_text({"ratio": None})), "n/a")
 
     def test_what_is_wrong(self):
         for about, text, said in [(self.GRID, "A\n", "0 tables in it"),

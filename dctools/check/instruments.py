@@ -42,7 +42,7 @@ def check_export(results: Results, binary: pathlib.Path) -> None:
             results.do(f"loadgen: vhost-user, {aio}: {name}", functools.partial(function, **kw), *args)
         do("one kick, one write and one interrupt for each request", instrument.check_export_counts, binary, aio)
         do("a second write for each notification is found", instrument.check_export_counts, binary, aio, True, 2)
-        do("one write too few is noticed", must_fail, "writes per I/O, 2 expected",
+        do("one write too few is noticed", must_fail, " 1.00 writes per I/O, 2 expected",
            instrument.check_export_counts, binary, aio, False, 2)
         do(f"the used index wraps {instrument.WRAPS} times, and no notification is lost",
            instrument.check_export_wraps, binary, aio)

@@ -214,7 +214,7 @@ def check_export_counts(binary: pathlib.Path | str, aio: str, preload: bool = Fa
     for what, expected in {"kicks": 1, "writes": wanted, "interrupts": wanted,
                            "write(2) in a window of their own": wanted}.items():
         if not .98 < seen[what] / expected < 1.02:
-            raise ToolError(f"{p.configs[0]}: {seen[what]:.3f} {what} per I/O, {expected} expected")
+            raise ToolError(f"{p.configs[0]}: {seen[what]:.2f} {what} per I/O, {expected} expected")
 
 
 def check_export_loses(binary: pathlib.Path | str, aio: str, lost: int = 100) -> None:
