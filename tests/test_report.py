@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from dctools import common
 from dctools.report import infio as report
 from dctools.report import page as pages
-from dctools.report import show, statistics
+from dctools.report import digest, show, statistics
 from dctools.report.results import markdown
 from dctools.common import ToolError
 from test_bench import raw
@@ -145,7 +145,7 @@ class Directory(unittest.TestCase):
     def show(self):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            report.FioResults(self.dir).show()
+            digest.show(report.FioResults(self.dir))
         return out.getvalue(), (self.dir / "report.html").read_text()
 
     def test_nothing_is_written_to_what_git_tracks(self):
@@ -163,7 +163,10 @@ class Directory(unittest.TestCase):
         for p in ["p50", "p99", "p99.9"]:
             self.assertEqual(len(re.findall(rf"^latency {p} \[us\] .* none$", text, re.M)), 2)
             self.assertEqual(page.count(f"<td>latency {p} [us]</td>"), 2)
-        self.assertRegex(text.replace("\n", " "), r"series better than base: aio=native: write\(2\) per I/O -")
+        self.assertRegex(text, r"(?s)^fio in a guest of QEMU, series/base.*\* write\(2\) per I/O better: native 0\.5\d\d → 0\.1.*aio=native")
+        self.assertIn("<li>write(2) per I/O better: ", page)
+        self.assertIn("told from noise; by chance ", text)
+        self.assertLessEqual(max(map(len, text.partition("\n\n")[0].splitlines())), digest.WIDTH)
         self.assertLessEqual(max(map(len, text.partition("aio=")[2].splitlines()[:-1])), 100)
         self.assertEqual(page.count("<svg"), 3)
         self.assertIn("QEMU &lt;0&gt;", page)
@@ -220,7 +223,7 @@ class Directory(unittest.TestCase):
         (self.dir / "run-003.json").unlink()
         text, _ = self.show()
         self.assertRegex(text, r"(?m)^IOPS +\d+ +n/a +n/a")
-        self.assertNotIn("not told apart", text)
+        self.assertRegex(text, r"fewer than\s+two pairs: nothing is told from noise")
 
     def test_own_job_is_in_the_page(self):
         self.fill(fio_job="[mine]\nrw=read\n")

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from dctools import common, fio, guest, options
 from dctools.common import ToolError
 from dctools.measure import compared
+from dctools.report import digest
 from dctools.report import infio as report
 from dctools.report.statistics import ROLES
 
@@ -233,7 +234,7 @@ def measured(out: pathlib.Path, work: Callable[[], None], kind: type[Shown]) -> 
     if stopped and not any(out.glob("run-*.json")):
         raise stopped
     results = kind(out)
-    results.show()
+    digest.show(results)
     if stopped:
         raise stopped
     return results

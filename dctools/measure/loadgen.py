@@ -18,6 +18,7 @@ from dctools.common import ToolError
 from dctools.measure import compared
 from dctools.measure.generator import COUNT, WARM_UP, Image, Raw, command, compare, images, place
 from dctools.measure.plan import LimitKey, Options, Parameters, limit_key, parameters
+from dctools.report import digest
 from dctools.report.loadgen import LoadgenResults
 from dctools.report.show import LATEST
 from dctools.report.statistics import ROLES
@@ -157,7 +158,7 @@ def bench_ring(p: Parameters, run: Compare = compare) -> LoadgenResults:
     if stopped and not (out / "runs.jsonl").stat().st_size:
         raise stopped
     results = LoadgenResults(out)
-    results.show()
+    digest.show(results)
     if stopped:
         raise stopped
     return results

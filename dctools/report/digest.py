@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What several measurements can show on this machine, and what they show, in a few lines."""
+"""What measurements can show on this machine, and what they show, in a few lines."""
 
+import math
 import statistics
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from dctools.report import page
 from dctools.report.results import Results, number_text
 from dctools.report.statistics import middle, resolution
 
 WIDTH = 110
-FEW = 4             # configurations that have names; of more there are counts
+FEW = 3             # configurations that have names; of more there are counts
 BUSY = 0.4          # of the time: an IOThread that works less than that mostly waits for its guest
 
 
@@ -69,12 +71,37 @@ def finding(results: Results, m: str) -> str:
         if len(results.table) <= FEW:
             parts.append(f"{verdict}: " + ", ".join(f"{name} {value(results, m, row)}" for name, row in members))
         else:
-            ratios = [row["ab"]["ratio"] for _, row in members]
-            parts.append(f"{verdict} in {len(members)} of {len(results.table)} configurations "
-                         f"({min(ratios):.2f} to {max(ratios):.2f})")
+            name, row = max(members, key=lambda each: abs(math.log(each[1]["ab"]["ratio"])))
+            parts.append(f"{verdict} in {len(members)} of {len(results.table)} configurations, most in {name}: "
+                         f"{value(results, m, row)}")
     if len(told) == 0:
         parts.append("no difference outside of the noise")
     return f"{results.METRICS[m][0].split(' [')[0]} {'; '.join(parts)}"
+
+
+def chance(results: Results) -> str:
+    """How often nothing looked like a difference."""
+    found = [row["aa"] for rows in results.table.values() for row in rows.values() if row["aa"]["low"] is not None]
+    odd = sum(not aa["low"] <= 1 <= aa["high"] for aa in found)
+    return f"by chance {odd} of {len(found)} A/A intervals leave 1 out" if found else "no A/A run"
+
+
+def other_losses(results: Results) -> str:
+    """What else is worse."""
+    parts = []
+    for m, (title, *_) in results.METRICS.items():
+        lost = [(str(config), rows[m]) for config, rows in results.table.items() if rows[m]["verdict"] == "worse"]
+        if lost and m not in results.DIGEST:
+            name, row = max(lost, key=lambda each: abs(math.log(each[1]["ab"]["ratio"])))
+            parts.append(f"{title.split(' [')[0]} in {len(lost)} of {len(results.table)}, most in {name}: "
+                         f"{value(results, m, row)}")
+    return f"worse, too: {'; '.join(parts)}" if parts else ""
+
+
+def findings(results: Results) -> list[str]:
+    """A few lines: what it can show, and what it shows."""
+    return [f"{ability(results)}; {chance(results)}",
+            *filter(None, (*(finding(results, m) for m in results.DIGEST), other_losses(results)))]
 
 
 def digest(measured: Sequence[Results]) -> str:
@@ -83,10 +110,24 @@ def digest(measured: Sequence[Results]) -> str:
     lines = []
     for results in order:
         a, b = results.labels
-        lines += textwrap.wrap(f"* {results.KIND}: {ability(results)}.", WIDTH, subsequent_indent="  ")
-        for said in filter(None, (finding(results, m) for m in results.DIGEST)):
+        can, *found = findings(results)
+        lines += textwrap.wrap(f"* {results.KIND}: {can}.", WIDTH, subsequent_indent="  ")
+        for said in found:
             lines += textwrap.wrap(said, WIDTH, initial_indent="    ", subsequent_indent="      ")
     if not lines:
         return ""
     return "\n".join([f"What this run can show, and what it shows ({b}/{a}, 95 % intervals; the tables have the rest):",
                       *lines])
+
+
+def show(results: Results) -> None:
+    """Print what was found and the table, and write the HTML page."""
+    a, b = results.labels
+    found = findings(results)
+    print(f"{results.KIND}, {b}/{a} with 95 % intervals:")
+    for said in found:
+        print(textwrap.fill(said, WIDTH, initial_indent="* ", subsequent_indent="  "))
+    print(f"\n{results.text()}")
+    out = page.page_path(results.directory)
+    out.write_text(results.html(found))
+    print(f"\nwith plots: {out}")

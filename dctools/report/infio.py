@@ -143,42 +143,6 @@ class FioResults(Results):
             share.append((d["machine_cpu_s"] - d["qemu_cpu_s"]) / d["time"])
         return max(0, sum(share) / len(share))
 
-    def found(self) -> tuple[dict[str, dict[str, list[str]]], dict[str, list[str]], int]:
-        """Metrics by verdict and engine; those that leave 1 out in the A/A run; how many there are."""
-        found: dict[str, dict[str, list[str]]] = {v: {} for v in ("better", "worse", "none", "n/a")}
-        odd: dict[str, list[str]] = {}
-        count = 0
-        for engine, rows in self.table.items():
-            for m, r in rows.items():
-                plain = name = self.METRICS[m][0].split(" [")[0]
-                if r["verdict"] in ("better", "worse"):
-                    name += f" {r['ab']['ratio'] - 1:+.1%} [{r['ab']['low'] - 1:+.1%}, {r['ab']['high'] - 1:+.1%}]"
-                found[r["verdict"]].setdefault(engine, []).append(name)
-                count += 1
-                if r["aa"]["low"] is not None and not r["aa"]["low"] <= 1 <= r["aa"]["high"]:
-                    odd.setdefault(engine, []).append(plain)
-        return found, odd, count
-
-    def summary(self) -> str:
-        a, b = self.labels
-        found, odd, count = self.found()
-
-        def listed(names):
-            return "; ".join(f"aio={engine}: {', '.join(n)}" for engine, n in names.items())
-
-        text = []
-        for v, start in [("better", f"Outside of the noise floor, {b} better than {a}: "),
-                         ("worse", f"Outside of the noise floor, {b} worse than {a}: "),
-                         ("none", "No difference that this run can tell from noise: "),
-                         ("n/a", "Not decided (zeros, or fewer than two pairs): ")]:
-            if found[v]:
-                text.append(start + listed(found[v]) + ".")
-        if found["none"] and not found["better"] and not found["worse"]:
-            text.insert(0, f"Nothing is outside of the noise floor: {a} and {b} are not told apart.")
-        text.append(f"Of {count} comparisons at 95 %, about one in twenty leaves its interval by chance" +
-                    (f"; the A/A run, where nothing differs, did so in {listed(odd)}." if odd else "."))
-        return " ".join(text)
-
     def text(self) -> str:
         widths = (19, 9, 9, 22, 5, 22, 7)
 
@@ -191,11 +155,9 @@ class FioResults(Results):
         lines += ["", "verdict: none = the interval holds 1, or the ratio is inside the A/A interval"]
         return "\n".join(lines)
 
-    def html(self) -> str:
-        a, b = self.labels
+    def html(self, findings: Sequence[str]) -> str:
         tables = "".join(page.table(f"aio={engine}", self.header(), [self.cells(rows, m) for m in self.METRICS])
                          for engine, rows in self.table.items())
         job = self.info["parameters"].get("fio_job")
-        return self.fill_page(f"{self.KIND}: {a} and {b} ({self.info['stack']})", self.summary(),
-                              page.figures(plots.fio(self)), tables, self.runs[0]["command"],
+        return self.fill_page(findings, page.figures(plots.fio(self)), tables, self.runs[0]["command"],
                               f"<h2>fio job</h2><pre>{html.escape(job)}</pre>" if job else "")

@@ -7,7 +7,7 @@ import lzma
 import math
 import pathlib
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dctools.common import ToolError
@@ -220,44 +220,6 @@ class LoadgenResults(Results):
         lines += ["", "verdict: none = the interval holds 1, or the ratio is inside the A/A interval"]
         return "\n".join(lines)
 
-    def summary(self, most: int = 6) -> str:
-        """The paragraph that says what is outside of the noise floor and what is not."""
-        (a, b), table = self.labels, self.table
-        text, count, odd = [], 0, 0
-        for m in self.TOLD:
-            name = self.METRICS[m][0].split(" [")[0]
-            by_verdict = collections.defaultdict(list)
-            for config, rows in table.items():
-                by_verdict[rows[m]["verdict"]].append((config, rows[m]))
-            parts = []
-            for v in ("better", "worse"):
-                found = by_verdict[v]
-                found.sort(key=lambda item: -abs(math.log(item[1]["ab"]["ratio"])))
-                if found:
-                    named = "; ".join(f"{c} {ratio_text(r['ab'])}" for c, r in found[:most])
-                    more = f"; and {len(found) - most} more" if len(found) > most else ""
-                    parts.append(f"{b} {v} in {len(found)} of {len(table)} configurations ({named}{more})")
-            if by_verdict["none"]:
-                parts.append(f"no difference outside of the noise in {len(by_verdict['none'])}")
-            if by_verdict["n/a"]:
-                parts.append(f"not decided (zeros, or fewer than two pairs) in {len(by_verdict['n/a'])}")
-            text.append(f"{name}: {', '.join(parts)}.")
-            for rows in table.values():
-                aa = rows[m]["aa"]
-                count += aa["low"] is not None
-                odd += aa["low"] is not None and not aa["low"] <= 1 <= aa["high"]
-        per_batch = {c: [middle(rows["per_batch"][side]) for side in ("series", "base")]
-                     for c, rows in table.items()}
-        over = sorted((c for c in per_batch if per_batch[c][0] > PER_BATCH), key=lambda c: -per_batch[c][0])
-        listed = [f"{c} {per_batch[c][0]:.2f}, {a} {per_batch[c][1]:.2f}" for c in over[:most]]
-        if len(over) > most:
-            listed.append(f"and {len(over) - most} more")
-        text.append(f"write(2) of {b} per batch of completions that the driver finds: above {PER_BATCH} in "
-                    f"{len(over)} of {len(table)} configurations" + (f" ({'; '.join(listed)})." if over else "."))
-        text.append(f"In the A/A run, where nothing differs, {odd} of {count} intervals leave 1 out "
-                    f"(one in twenty is expected).")
-        return " ".join(text)
-
     def one_line_each(self, ratio: str) -> str:
         """Ratios alone, for more configurations than anybody wants to see in full."""
         head = ["configuration", *(f"{self.METRICS[m][0].split(' [')[0]}, {ratio}" for m in self.TOLD)]
@@ -266,7 +228,7 @@ class LoadgenResults(Results):
                   for config, rows in self.table.items()]
         return "<h2>Each configuration</h2>\n<table>" + "\n".join(lines) + "</table>\n"
 
-    def html(self) -> str:
+    def html(self, findings: Sequence[str]) -> str:
         a, b = self.labels
 
         def one(title: str, rows: dict[str, Any], note: str | None = None) -> str:
@@ -277,8 +239,7 @@ class LoadgenResults(Results):
         else:
             tables += "".join(one(str(c), rows, self.limit_text(c, rows)) for c, rows in self.table.items())
         figures = page.figures(plots.loadgen(self), page.png if self.many else page.svg)
-        return self.fill_page(f"{self.KIND}: {a} and {b} ({self.info['stack']})", self.summary(100), figures, tables,
-                              self.info["command"])
+        return self.fill_page(findings, figures, tables, self.info["command"])
 
     def told(self, everything: bool = False) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, Any]]:
         """{(title, metric): row} of each configuration, or of the groups if there are many; and the parameters."""

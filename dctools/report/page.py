@@ -22,7 +22,8 @@ svg {{ max-width: 100%; height: auto }} pre {{ white-space: pre-wrap; font-size:
 figure {{ margin: 0 0 2em }} figcaption {{ color: #555; font-size: 13px }}
 </style></head><body>
 <h1>{title}</h1>
-<p>{summary}</p>
+<p>{ratio}, with 95 % intervals:</p>
+<ul>{findings}</ul>
 {figures}
 {tables}
 <p>Ratios are geometric means over pairs with a 95 % t interval on their logarithms; p is the

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Results in a directory, whatever made them: as a table, a summary, and a page with plots."""
+"""Results in a directory, whatever made them: as a table, and a page with plots."""
 
 import html
 import math
 import pathlib
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -64,8 +63,7 @@ class Results:
     NAME: str                                       # of the file with the parameters
     KIND: str                                       # what was measured, for the person
     GUEST = True                                    # whether a guest made the load
-    DIGEST = ["iops", "p99", "cpu", "writes"]       # metrics that digest() tells of
-    WIDTH = 100                                     # of the summary
+    DIGEST = ["iops", "p99", "cpu", "writes"]       # metrics of which findings() tells
 
     def __init__(self, directory: pathlib.Path | str) -> None:
         self.directory = pathlib.Path(directory)
@@ -91,12 +89,8 @@ class Results:
         """The table, below what was measured on what."""
         raise NotImplementedError
 
-    def summary(self) -> str:
-        """The paragraph that says what is outside of the noise floor and what is not."""
-        raise NotImplementedError
-
-    def html(self) -> str:
-        """The page."""
+    def html(self, findings: Sequence[str]) -> str:
+        """The page, which begins with what was found."""
         raise NotImplementedError
 
     # -- for all kinds
@@ -127,18 +121,12 @@ class Results:
                 ratio_text(r["ab"]), "n/a" if r["ab"]["p"] is None else f"{r['ab']['p']:.3f}",
                 ratio_text(r["aa"]), r["verdict"])
 
-    def fill_page(self, title: str, summary: str, figures: str, tables: str, command: Sequence[str],
+    def fill_page(self, findings: Sequence[str], figures: str, tables: str, command: Sequence[str],
                   job: str = "") -> str:
         """The page, of these parts."""
-        e = html.escape
-        return page.PAGE.format(title=e(title), summary=e(summary), figures=figures, tables=tables,
+        e, (a, b) = html.escape, self.labels
+        return page.PAGE.format(title=e(f"{self.KIND}: {a} and {b} ({self.info['stack']})"),
+                                findings="".join(f"<li>{e(said)}</li>" for said in findings),
+                                ratio=e(f"{b}/{a}"), figures=figures, tables=tables,
                                 setup="".join(f"<li>{e(line)}</li>" for line in self.setup()),
                                 command=e(" ".join(command)), job=job)
-
-    def show(self) -> None:
-        """Print the table and write the HTML page."""
-        print(self.text())
-        print("\n" + textwrap.fill(self.summary(), self.WIDTH))
-        out = page.page_path(self.directory)
-        out.write_text(self.html())
-        print(f"\nwith plots: {out}")

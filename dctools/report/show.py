@@ -7,6 +7,7 @@ import pathlib
 
 from dctools import common, options
 from dctools.common import ToolError
+from dctools.report import digest
 from dctools.report.infio import FioResults
 from dctools.report.loadgen import LoadgenResults
 from dctools.report.results import Results, markdown
@@ -69,4 +70,4 @@ def main(given: Options) -> None:
     if given.markdown:
         print(markdown([found], given.markdown.split()))
     else:
-        found.show()
+        digest.show(found)
