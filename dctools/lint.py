@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """make series-check: what can be wrong with patches and cover letters.
 
-A line for each check, and TOPIC= for one topic with what it needs. Rules that a
-patch or topic may be excepted from are in RULES; pin.json has the exceptions.
+A line for each check, and TOPIC= for one topic with what it needs.
 """
 
 import email.utils
@@ -21,14 +20,7 @@ from dctools.series import COVER, HOOKS, Patch, Topic, read_cover, read_patch
 
 Checks = Iterator[tuple[str, list[str]]]        # its name, what is wrong, a line each
 
-# What pin.json can make an exception from: {name: what is asked for}
 MAX_PATCHES, MAX_COVER, MAX_MESSAGE = 15, 80, 45
-RULES = {
-    "patches": f"at most {MAX_PATCHES} patches in a topic",
-    "cover": f"at most {MAX_COVER} lines of a cover letter before the list of patches",
-    "message": f"at most {MAX_MESSAGE} lines of a message",
-    "numbers": "no patch is called by its number, since numbers move",
-}
 
 
 # -- check: each returns what is wrong, a line each ----------------------------
@@ -61,31 +53,19 @@ def lines(message: Sequence[str]) -> int:
     return len("\n".join(message).strip("\n").split("\n"))
 
 
-def broken_rules(topics: Sequence[Topic], patches: Sequence[Patch]) -> Iterator[tuple[str, str, str]]:
-    """(rule, subject or topic, what is wrong) of what pin.json can make an exception from."""
+def check_sizes(topics: Sequence[Topic], patches: Sequence[Patch]) -> list[str]:
+    """Of topics, cover letters before the list of patches, and messages; and numbers of patches, since these move."""
+    out = []
     for topic in topics:
         own = [p for p in patches if p.path.parent == topic.directory and p.path.name != COVER]
         if len(own) > MAX_PATCHES:
-            yield "patches", topic.name, f"{topic.name}: {len(own)} patches"
+            out.append(f"{topic.name}: {len(own)} patches, and at most {MAX_PATCHES} in a topic")
     for p in patches:
-        rule, most = ("cover", MAX_COVER) if p.path.name == COVER else ("message", MAX_MESSAGE)
+        most = MAX_COVER if p.path.name == COVER else MAX_MESSAGE
         if lines(p.message) > most:
-            yield rule, p.subject, f"{p.name}: {lines(p.message)} lines, and {RULES[rule]}"
-        for s in p.message:
-            if re.search(r"\bpatch(es)? #?\d|\[PATCH|\b\d{4}-[\w-]+\.patch\b", s, re.I):
-                yield "numbers", p.subject, f"{p.name}: a patch is called by its number: {s.strip()}"
-
-
-def check_rules(topics: Sequence[Topic], patches: Sequence[Patch], exceptions: dict[str, list[str]], whole: bool,
-                ) -> list[str]:
-    """Sizes, numbers in texts, and an exception that is not needed, so that the list empties."""
-    found = list(broken_rules(topics, patches))
-    excepted = [(rule, what) for rule, names in exceptions.items() for what in names]
-    out = [text for rule, what, text in found if (rule, what) not in excepted]
-    needed = {(rule, what) for rule, what, _ in found}
-    # of one topic alone nothing can be said about the exceptions of others
-    out += [f"pin.json: the exception from {rule} for \"{what}\" is not needed; take it out"
-            for rule, what in excepted if whole and (rule, what) not in needed]
+            out.append(f"{p.name}: {lines(p.message)} lines, and at most {most}")
+        out += [f"{p.name}: a patch is called by its number: {s.strip()}" for s in p.message
+                if re.search(r"\bpatch(es)? #?\d|\[PATCH|\b\d{4}-[\w-]+\.patch\b", s, re.I)]
     return out
 
 
@@ -246,11 +226,7 @@ def check_texts(topics: Sequence[Topic], some: Sequence[Topic], pin: dict[str, A
     yield "no trailing white space", check_white_space(every)
     yield f"From: {common.IDENTITY[0]} alone, no sign-off", check_identity(every)
     yield "no path of a machine, no registry", check_machine(every)
-    exceptions = pin.get("lint_exceptions", {})
-    unknown = [f"pin.json: an exception from {rule}, which is none of {', '.join(RULES)}"
-               for rule in exceptions if rule not in RULES]
-    yield "sizes of topics, covers and messages; no patch by its number", \
-        unknown + check_rules(some, every, exceptions, len(some) == len(topics))
+    yield "sizes of topics, covers and messages; no patch by its number", check_sizes(some, every)
     covers = {t.name: read_cover(t.directory / COVER) for t in series.needed(topics, some)
               if (t.directory / COVER).is_file()}
     yield "cover letters say what their topic needs", check_needs(some, covers, pin)
