@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The tables of documents and cover letters, made from results."""
+"""The tables of documents, cover letters and commit messages, made from results."""
 
 import dataclasses
 import functools
@@ -46,6 +46,25 @@ def grid(directory: str, metric: str, rest: str) -> str:
     return loadgen_results(directory).grid(metric, rest)
 
 
+def step_rows(directory: str, metric: str, rest: str, cell: Callable[[dict[str, Any]], str],
+              only: Sequence[str] = ()) -> list[list[str]]:
+    """Engines and depths, and a column for each of the results in this directory, or for only some."""
+    top = common.ROOT / "results" / directory
+    names = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
+    names = [name for name in names if not only or name.partition("-")[2] in only]
+    if not names or len(names) < len(only):
+        raise ToolError(f"{top}: no results in there" + (f" of each of {', '.join(only)}" if only else ""))
+    columns = [loadgen_results(f"{directory}/{name}").cells_of(metric, rest) for name in names]
+    return [["depth", "engine", *(name.partition("-")[2] for name in names)]] + [
+        [str(qd), aio, *(cell(cells[aio, qd]["ab"]) if (aio, qd) in cells else "" for cells in columns)]
+        for aio, qd in columns[0]]
+
+
+def steps(directory: str, metric: str, rest: str) -> str:
+    """What each of the steps that this directory has results of, in the order of their names, makes of a metric."""
+    return markdown_lines(step_rows(directory, metric, rest, ratio_text))
+
+
 def index() -> str:
     """What results there are."""
     return markdown_lines([["directory", "compared", "date", "CPU"], *show.index(common.ROOT / "results")])
@@ -89,6 +108,7 @@ def wanted(name: str, directory: str) -> str:
 MARKERS: dict[re.Pattern[str], Callable[..., str]] = {
     re.compile(r"<!-- table: ([^:]+): ([^:]+) -->"): table,
     re.compile(r"<!-- grid: ([^:]+): ([^:]+): ([^:]+) -->"): grid,
+    re.compile(r"<!-- steps: ([^:]+): ([^:]+): ([^:]+) -->"): steps,
     re.compile(r"<!-- index -->"): index,
     re.compile(r"<!-- losses: ([^:]+) -->"): losses,
     re.compile(r"<!-- wanted: ([^:]+): ([^:]+) -->"): wanted,
@@ -101,8 +121,8 @@ def made(marker: str) -> str:
         if m := pattern.fullmatch(marker):
             return make(*m.groups())
     raise ToolError(f"{marker}: no such marker; it is <!-- table: DIRECTORY ...: METRIC ... -->, "
-                    "<!-- grid: DIRECTORY: METRIC: REST -->, <!-- losses: DIRECTORY ... -->, "
-                    "<!-- wanted: FILE: DIRECTORY --> or <!-- index -->")
+                    "<!-- grid: DIRECTORY: METRIC: REST -->, <!-- steps: DIRECTORY: METRIC: REST -->, "
+                    "<!-- losses: DIRECTORY ... -->, <!-- wanted: FILE: DIRECTORY --> or <!-- index -->")
 
 
 def updated(text: str) -> Iterator[str]:
@@ -123,7 +143,7 @@ def update(path: pathlib.Path) -> str:
         raise ToolError(f"{path.name}: {e}") from e
 
 
-# -- cover letters ---------------------------------------------------------------
+# -- mails ---------------------------------------------------------------
 
 def short(text: str) -> str:
     """With as many digits as a mail has room for."""
@@ -141,6 +161,16 @@ def mail_grid(directory: str, rest: str) -> list[list[str]]:
     engines, depths = list(dict.fromkeys(aio for aio, _ in cells)), dict.fromkeys(qd for _, qd in cells)
     return [["depth", *engines]] + [
         [str(qd), *(short(ratio_text(cells[aio, qd]["ab"])) for aio in engines)] for qd in depths]
+
+
+def bare(row: dict[str, Any]) -> str:
+    """The ratio alone."""
+    return short(ratio_text(row).partition(" ")[0])
+
+
+def mail_steps(steps: str, rest: str, only: Sequence[str] = ()) -> list[list[str]]:
+    """IOPS by depth, engine and step, without intervals: there is no room for them."""
+    return step_rows(steps, "iops", rest, bare, only)
 
 
 def mail_name(config: Config) -> list[str]:
@@ -168,19 +198,21 @@ MAIL_TITLES = {"iops": "IOPS", "cpu": "CPU per I/O", "p99": "p99", "submits": "s
 
 
 def mail_table(about: dict[str, Any]) -> str:
-    """The table of a cover letter of which pin.json says this."""
+    """The table of a mail of which pin.json says this."""
+    make: Callable[..., list[list[str]]] = \
+        mail_steps if "steps" in about else mail_grid if "rest" in about else mail_rows
     try:
-        lines = mail_grid(**about) if "rest" in about else mail_rows(**about)
+        lines = make(**about)
     except (LookupError, TypeError) as e:
-        raise ToolError(f"{json.dumps(about)}: a table is of a \"directory\" and the \"rest\" of its configurations, "
-                        f"or of \"directories\" and \"metrics\" ({', '.join(MAIL_TITLES)})") from e
+        raise ToolError(f"{json.dumps(about)}: a table is of a \"directory\" or \"steps\" and the \"rest\" of its "
+                        f"configurations, or of \"directories\" and \"metrics\" ({', '.join(MAIL_TITLES)})") from e
     columns = [[c.rjust(max(map(len, column))) if n == 0 and column[0] == "depth" else c.ljust(max(map(len, column)))
                 for c in column] for n, column in enumerate(zip(*lines))]
     return "".join(f"  {'  '.join(line)}".rstrip() + "\n" for line in zip(*columns))
 
 
-def cover(path: pathlib.Path, tables: Sequence[dict[str, Any]]) -> str:
-    """The cover letter with these tables, in this order, in place of those that it has."""
+def mail(path: pathlib.Path, tables: Sequence[dict[str, Any]]) -> str:
+    """The mail with these tables, in this order, in place of the first that it has."""
     made = iter(tables)
 
     def make(_: re.Match[str]) -> str:
@@ -192,12 +224,18 @@ def cover(path: pathlib.Path, tables: Sequence[dict[str, Any]]) -> str:
     return text
 
 
-def covers() -> Iterator[tuple[pathlib.Path, str]]:
-    """Each cover letter that has tables, and its text as it should be."""
+def mails() -> Iterator[tuple[pathlib.Path, str]]:
+    """Each cover letter and patch that has tables, and its text as it should be."""
     for stack in common.stacks():
-        for topic, tables in base.read_pin(stack).get("tables", {}).items():
-            path = common.patch_dir(stack) / topic / series.COVER
-            yield path, cover(path, tables)
+        top = common.patch_dir(stack)
+        tables = base.read_pin(stack).get("tables", {})
+        paths = {path.parent.name if path.name == series.COVER else series.read_patch(path).subject: path
+                 for path in sorted(top.glob("*/*.patch"))}
+        for name in tables:
+            if name not in paths:
+                raise ToolError(f"{stack}/pin.json: tables of \"{name}\", which is neither a topic nor a patch's "
+                                "subject")
+            yield paths[name], mail(paths[name], tables[name])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,15 +244,16 @@ class Options:
 
 
 def main(_: Options) -> None:
-    """Make the tables in README.md, docs/ and cover letters once more, from results/.
+    """Make the tables in README.md, docs/, cover letters and messages once more, from results/.
 
     Above each stands how: <!-- table: DIRECTORY ...: METRIC ... -->, a line for each configuration, as of
     `./dc results --markdown`; or <!-- grid: DIRECTORY: METRIC: REST -->, engines and depths of those
-    configurations whose other parts are REST; or <!-- losses: DIRECTORY ... -->, what is worse outside of the noise;
+    configurations whose other parts are REST; or <!-- steps: DIRECTORY: METRIC: REST -->, the same with a column
+    for each of the results in DIRECTORY; or <!-- losses: DIRECTORY ... -->, what is worse outside of the noise;
     <!-- wanted: FILE: DIRECTORY -->, lower ends of IOPS and what FILE wants; or <!-- index -->, the results that
-    there are. pin.json has the tables of cover letters.
+    there are. pin.json has the tables of topics' cover letters, and of patches by their subjects.
     """
-    for path, text in [*((path, update(path)) for path in documents()), *covers()]:
+    for path, text in [*((path, update(path)) for path in documents()), *mails()]:
         if text != path.read_text():
             path.write_text(text)
             print(f"{path.relative_to(common.ROOT)}: other tables than before")

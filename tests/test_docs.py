@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The documents' tables are those of the results."""
+"""The tables of documents and mails are those of the results."""
 
 import json
 import pathlib
@@ -14,6 +14,7 @@ from dctools.common import ToolError
 
 RESULTS = "ring-v10.2-low-depth/disk"
 TABLE = f"<!-- table: {RESULTS}: iops -->"
+STEPS, REST = "ring-v7.2/steps", "fast x 1, event_idx on, irq batch, waits for it"
 GRID = f"<!-- grid: {RESULTS}: iops: disk x 1, event_idx on, irq batch, waits for it -->"
 
 
@@ -33,7 +34,7 @@ class Documents(unittest.TestCase):
                 self.assertTrue(docs.update(path) == path.read_text(), f"`make docs` changes {path.name}")
 
     def test_a_table_is_made_anew_and_the_rest_stays(self):
-        for marker, rows in (TABLE, 6), (GRID, 3):
+        for marker, rows in (TABLE, 6), (GRID, 3), (f"<!-- steps: {STEPS}: iops: {REST} -->", 9):
             with self.subTest(marker):
                 text = self.updated(f"# A\n{marker}\n| 1.0 |\n| 2.0 |\n\nend\n")
                 self.assertEqual(text.splitlines()[:2], ["# A", marker])
@@ -71,16 +72,18 @@ class Documents(unittest.TestCase):
                              (TABLE.replace("iops", "speed"), "speed is no metric"),
                              (GRID.replace("batch", "none"), "no configuration of disk has"),
                              (GRID.replace(RESULTS, "uml/v7.2"), "uml/v7.2 is not of the load generator"),
+                             (f"<!-- steps: {RESULTS}: iops: {REST} -->", "no results in there"),
                              (GRID.replace(": disk x", " disk x"), "no such marker"),
                              ("<!-- tabel: x -->", "no such marker")]:
             with self.subTest(marker), self.assertRaisesRegex(ToolError, f"^x.md: .*{said}"):
                 self.updated(f"{marker}\n")
 
 
-class CoverLetters(unittest.TestCase):
-    """Their tables are those that pin.json says."""
+class Mails(unittest.TestCase):
+    """The tables of cover letters and messages are those that pin.json says."""
     GRID = {"directory": RESULTS, "rest": "disk x 1, event_idx on, irq batch, waits for it"}
     ROWS = {"directories": [RESULTS], "metrics": ["iops", "writes"]}
+    STEPS = {"steps": STEPS, "rest": REST}
     UML = {"directories": ["uml/v7.2"], "metrics": ["iops", "interrupts"]}
 
     def setUp(self):
@@ -94,13 +97,13 @@ class CoverLetters(unittest.TestCase):
         with mock.patch.object(base, "read_pin", return_value={"tables": {"1-topic": [about]}}) as read, \
                 mock.patch.object(common, "patch_dir", return_value=self.path.parent.parent), \
                 mock.patch.object(common, "stacks", return_value=["s"]):
-            (path, found), = docs.covers()
+            (path, found), = docs.mails()
         read.assert_called_once_with("s")
         self.assertEqual(path, self.path)
         return found
 
     def test_all_are_up_to_date(self):
-        found = list(docs.covers())
+        found = list(docs.mails())
         self.assertTrue(found)
         for path, text in found:
             with self.subTest(path):
@@ -108,12 +111,25 @@ class CoverLetters(unittest.TestCase):
 
     def test_a_table_is_made_anew_and_the_rest_stays(self):
         for about, head, lines in (self.GRID, r"  depth  native +io_uring +threads\n", 2), (self.ROWS, r"  depth + IOPS +write\(2\)\n", 6), \
-                (self.UML, r"  engine    IOPS +interrupts\n", 3):
+                (self.STEPS, r"  depth  engine( +\w+)+\n", 9), (self.UML, r"  engine    IOPS +interrupts\n", 3):
             with self.subTest(about):
                 text = self.updated(about, "A:\n\n  depth  x\n      1  9.99\n\nend\n")
-                self.assertRegex(text, rf"^A:\n\n{head}(?: +\w.*\d\.\d\d \[.*\n){{{lines}}}\nend\n$")
+                self.assertRegex(text, rf"^A:\n\n{head}(?: +\w.*\d\.\d\d.*\n){{{lines}}}\nend\n$")
                 self.assertLessEqual(max(map(len, text.splitlines())), 76)
                 self.assertEqual(self.updated(about, text), text)
+
+    def test_a_patch_by_its_subject(self):
+        patch = self.path.parent / "0001-x.patch"
+        patch.write_text("From 0\nSubject: [PATCH 1/1] x: say how\n\nA:\n\n  depth  x\n      1  9.99\n---\n")
+        with mock.patch.object(base, "read_pin", return_value={"tables": {"x: say how": [self.GRID]}}) as read, \
+                mock.patch.object(common, "patch_dir", return_value=self.path.parent.parent), \
+                mock.patch.object(common, "stacks", return_value=["s"]):
+            (path, text), = docs.mails()
+            read.return_value = {"tables": {"x: say who": [self.GRID]}}
+            with self.assertRaisesRegex(ToolError, 's/pin.json: tables of "x: say who", which is neither'):
+                list(docs.mails())
+        self.assertEqual(path, patch)
+        self.assertRegex(text, r"A:\n\n  depth  native .*\n +1 .*\n +4 .*\n---\n$")
 
     def test_ratios_are_rounded(self):
         self.assertEqual(docs.short(docs.ratio_text({"ratio": .9961, "low": .0939, "high": 12.3456})), "1.00 [0.09, 12.35]")
@@ -122,6 +138,7 @@ class CoverLetters(unittest.TestCase):
     def test_what_is_wrong(self):
         for about, text, said in [(self.GRID, "A\n", "0 tables in it"),
                                   ({**self.ROWS, "metrics": ["speed"]}, "  depth  x\n  1\n", "a table is of"),
+                                  ({**self.STEPS, "only": ["bh", "none"]}, "  depth  x\n  1\n", "no results in there of each of bh, none"),
                                   ({"directory": RESULTS}, "  depth  x\n  1\n", "a table is of")]:
             with self.subTest(said), self.assertRaisesRegex(ToolError, said):
                 self.updated(about, text)
