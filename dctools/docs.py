@@ -197,10 +197,13 @@ MAIL_TITLES = {"iops": "IOPS", "cpu": "CPU per I/O", "p99": "p99", "submits": "s
                "rescheduling": "interrupts", "interrupts": "interrupts", "io_submit": "io_submit"}
 
 
+# By what tells them from each other
+MAIL_TABLES: dict[str, Callable[..., list[list[str]]]] = {"steps": mail_steps, "rest": mail_grid, "metrics": mail_rows}
+
+
 def mail_table(about: dict[str, Any]) -> str:
     """The table of a mail of which pin.json says this."""
-    make: Callable[..., list[list[str]]] = \
-        mail_steps if "steps" in about else mail_grid if "rest" in about else mail_rows
+    make = MAIL_TABLES[next((key for key in MAIL_TABLES if key in about), "metrics")]
     try:
         lines = make(**about)
     except (LookupError, TypeError) as e:

@@ -238,6 +238,17 @@ class Channel(unittest.TestCase):
                     self.vm.wait_ready(.1)
                 self.assertEqual(reset.call_count, resets)
 
+    def test_threads_have_cpus_of_their_own(self):
+        def qmp(command):
+            first, count = {"query-cpus-fast": (100, vcpus), "query-iothreads": (200, 3)}[command]
+            return [{"thread-id": first + n} for n in range(count)]
+        for vcpus, cpus, places in [(1, [4, 6], {100: 4, 200: 6, 201: 6, 202: 6, 300: 6}),
+                                    (2, [0, 1, 2, 3], {100: 0, 101: 1, 200: 2, 201: 2, 202: 2, 300: 3}), (2, [0, 1], {})]:
+            with self.subTest(vcpus=vcpus), mock.patch.object(self.vm, "qmp", qmp), \
+                    mock.patch.object(guest.Guest, "pid", 300), mock.patch("os.sched_setaffinity") as place:
+                self.vm.pin(cpus)
+                self.assertEqual({tid: cpu for (tid, (cpu,)), _ in place.call_args_list}, places)
+
     def test_how_busy_the_vcpus_are(self):
         spin = subprocess.Popen([sys.executable, "-c", "while True: pass"])
         idle = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

@@ -164,6 +164,17 @@ class Guest(Jobs):
             return self.pid
         return next(t["thread-id"] for t in self.qmp("query-iothreads") if t["id"] == f"iothread{n}")
 
+    def pin(self, cpus: Sequence[int]) -> None:
+        """Give each vCPU a CPU of its own, then the IOThreads one, then the main thread, as far as there are CPUs."""
+        assert self.pid
+        vcpus = [cpu["thread-id"] for cpu in self.qmp("query-cpus-fast")]
+        iothreads = [t["thread-id"] for t in self.qmp("query-iothreads")]
+        rest = cpus[len(vcpus):]
+        if rest:                # else nothing can be kept apart
+            for tid, cpu in [*zip(vcpus, cpus), *((tid, rest[0]) for tid in iothreads),
+                             (self.pid, rest[min(1, len(rest) - 1)])]:
+                os.sched_setaffinity(tid, {cpu})
+
     def requests(self) -> list[int]:
         """How many requests each disk has done."""
         stats = {b.get("qdev"): b["stats"] for b in self.qmp("query-blockstats")}

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from dctools import common, fio, guest, options
 from dctools.common import ToolError
 from dctools.measure import compared
+from dctools.measure.plan import cpu_list
 from dctools.report import digest
 from dctools.report import infio as report
 from dctools.report.statistics import ROLES
@@ -70,7 +71,8 @@ class Workload:
     bs: str = options.option(block_size, "4k", "block size")
     pairs: int = options.number(6, 1, 1000, "pairs of processes, base and series")
     runtime: float = options.number(2, 0.5, 3600, "seconds of each sample", float)
-    vcpus: int = options.number(2, 1, 64, "CPUs of the guest")
+    vcpus: int = options.number(max(1, min(2, len(cpu_list()) - 1)), 1, 64, "CPUs of the guest",
+                                shown="2; 1 on a machine of two CPUs")
     queues: int = options.number(1, 1, 1024, "virtqueues of each disk")
     event_idx: bool = options.switch(True, "whether the device offers EVENT_IDX")
     seed: int | None = options.seed("replays the order of the runs")
@@ -195,6 +197,7 @@ def run_process(binary: compared.Binary, engines: Sequence[str], p: Workload, di
              for n, engine in enumerate(p.aio)]
     with guest.Guest(binary.path, disks, vcpus=p.vcpus, label=label, log_dir=log_dir) as vm:
         vm.wait_ready()
+        vm.pin(cpu_list())
         warm_up(vm, p.aio.index(engines[0]), p)
         for engine in engines:
             yield engine, {"command": [binary.path, *vm.arguments()], **run_fio(vm, p.aio.index(engine), p)}
