@@ -46,6 +46,7 @@ bs=4k
 time_based
 runtime=100000
 """
+DRAINS = 500            # 10.2.2 hangs in one of the first 200
 LEFT = 2                # rounds with each engine; 10.2.2 crashes in about half of them
 MODES = ["hard", "safe"]                # of block-export-del; this export counts no client as a use of it
 ENDS = ["quit", "SIGTERM"]
@@ -148,6 +149,21 @@ def removed(stack: str, aio: str, mode: str) -> None:
         remove(daemon, mode, tids[0])
 
 
+def drain(daemon: guest.StorageDaemon, disk: guest.Disk, times: int = DRAINS, patience: float = PATIENCE) -> None:
+    """Drain the first node so often, each within that time."""
+    for _ in range(times):
+        daemon.qmp("blockdev-reopen", patience,
+                   options=[{"node-name": "disk0", "read-only": disk.read_only, **disk.file()}])
+
+
+def drains(stack: str, aio: str) -> None:
+    """A busy node is drained, and goes on."""
+    with exported(stack, aio, "drains") as (daemon, disks, sockets, _), linux_on(sockets, f"drains-{aio}") as linux:
+        device = load(linux)
+        drain(daemon, disks[0])
+        goes_on(linux, device)
+
+
 def ends(stack: str, aio: str, how: str) -> None:
     """The daemon ends while its export is busy."""
     with exported(stack, aio, f"end-{how}") as (daemon, _, sockets, _), linux_on(sockets, f"end-{how}-{aio}") as linux:
@@ -193,10 +209,11 @@ def stopped(daemon: guest.StorageDaemon) -> Iterator[None]:
 
 def notices(stack: str) -> None:
     """A daemon that hangs is noticed by each of these checks."""
-    with exported(stack, "native", "hang") as (daemon, _, sockets, tids), linux_on(sockets, "hang") as linux:
+    with exported(stack, "native", "hang") as (daemon, disks, sockets, tids), linux_on(sockets, "hang") as linux:
         device = load(linux)
         with stopped(daemon):
             must_fail("hangs: no request is done within 1 s", goes_on, linux, device, 1)
+            must_fail("no answer to QMP blockdev-reopen within 1 s", drain, daemon, disks[0], 1, 1)
             must_fail("no answer to QMP block-export-del within 1 s", remove, daemon, "hard", tids[0], 1)
 
 
@@ -255,6 +272,7 @@ def check_exports(results: Results, stack: str) -> None:
         for mode in MODES:
             results.do(f"exports {aio}: a busy export is removed, with its node and IOThread (mode={mode})",
                        removed, stack, aio, mode)
+        results.do(f"exports {aio}: a busy node is drained {DRAINS} times", drains, stack, aio)
         for how in ENDS:
             results.do(f"exports {aio}: the daemon ends by {how} while it is busy", ends, stack, aio, how)
         results.do(f"exports {aio}: the daemon ends when its guest goes", ends_when_left, stack, aio)
