@@ -97,13 +97,25 @@ def source_lists(etc: pathlib.Path, codename: str, kind: str = "deb-src",
     return out
 
 
+def codename() -> str:
+    """What this Debian is called, or nothing."""
+    m = re.search(r'^VERSION_CODENAME="?([a-z]+)', OS_RELEASE.read_text(), re.M)
+    return m[1] if m else ""
+
+
+def own_sources(kind: str = "deb-src", suites: list[str] | None = None) -> dict[str, str]:
+    """source_lists() of this machine, which must not be none."""
+    name = codename()
+    lists = source_lists(APT_ETC, name, kind, suites) if name else {}
+    if not lists:
+        raise ToolError(f"no apt source for {name or 'this system'} under {APT_ETC}; "
+                        "give a QEMU git checkout with QEMU_SRC=")
+    return lists
+
+
 def apt_options(apt: pathlib.Path, kind: str = "deb-src", suites: list[str] | None = None) -> list[str]:
     """Options for apt-get that keep it off the system's lists; writes the private ones."""
-    m = re.search(r'^VERSION_CODENAME="?([a-z]+)', OS_RELEASE.read_text(), re.M)
-    lists = source_lists(APT_ETC, m[1], kind, suites) if m else {}
-    if not lists:
-        raise ToolError(f"no apt source for {m[1] if m else 'this system'} under {APT_ETC}; "
-                        "give a QEMU git checkout with QEMU_SRC=")
+    lists = own_sources(kind, suites)
     shutil.rmtree(apt / "etc", ignore_errors=True)
     for d in ["etc", "lists/partial", "cache/archives/partial"]:
         (apt / d).mkdir(parents=True, exist_ok=True)
