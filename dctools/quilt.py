@@ -159,13 +159,18 @@ def make(stack: str, topics: Sequence[series.Topic], out: pathlib.Path) -> Packa
     return package
 
 
+def wanted(stack: str) -> list[series.Topic]:
+    """TOPIC= and what it needs, or all topics."""
+    if common.settings.qemu_src:
+        raise ToolError("QEMU_SRC= is no source package; Debian's is taken without QEMU_SRC=")
+    topics = series.read_topics(stack)
+    return series.needed(topics, series.wanted(topics))
+
+
 def source_package() -> None:
     """The source package with TOPIC= and what it needs, or with all topics."""
-    if common.settings.qemu_src:
-        raise ToolError("QEMU_SRC= is no source package; make quilt takes Debian's, without QEMU_SRC=")
     stack = common.stack_name()
-    topics = series.read_topics(stack)
-    topics = series.needed(topics, series.wanted(topics))
+    topics = wanted(stack)
     package = make(stack, topics, common.stack_dir(stack) / "quilt")
     print(f"{package.dsc}: {package.name} {package.version}, {len(package.subjects)} patches of "
           f"{' '.join(t.name for t in topics)}\n"
