@@ -34,6 +34,9 @@ quilt: install        ## Debian's source package with the series in debian/patch
 build: install        ## build QEMU without and with the series
 	@$(DC) build
 
+deb: install          ## Debian packages with the series, half an hour with 2 CPUs
+	@$(DC) deb
+
 bench: install        ## fio in a guest, base and series side by side
 	@$(DC) bench
 
@@ -78,5 +81,5 @@ help:
 	@echo 'Options are variables: make bench PAIRS=12. ./dc COMMAND --help tells them:'
 	@./dc --help | sed -n '/^  /p'
 
-.PHONY: all install tree export series-check mail mbox quilt build bench bench-ring bench-uml bench-cost results docs signs stress \
-	soak sigterm fuzz image check help
+.PHONY: all install tree export series-check mail mbox quilt build deb bench bench-ring bench-uml bench-cost results docs signs \
+	stress soak sigterm fuzz image check help

@@ -25,6 +25,7 @@ COMMANDS = {
     "series": Command("the patches: to git commits and back, checks, mails, packages", "dctools.queue",
                       "tree export series-check mail mbox quilt"),
     "build": Command("QEMU without and with the series", "dctools.build"),
+    "deb": Command("Debian packages with the series", "dctools.deb"),
     "bench": Command("fio in a guest, base and series side by side", "dctools.measure.bench"),
     "loadgen": Command("a load generator instead of a guest, base and series side by side",
                        "dctools.measure.loadgen", "bench-ring"),
