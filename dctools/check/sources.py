@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from dctools import base, build, common, environment, lint, quilt, series
+from dctools import base, build, common, deb, environment, lint, quilt, series
 from dctools.check.results import Results, logs, must_fail
 from dctools.process import limited
 
@@ -54,6 +54,8 @@ def check_quilt(results: Results, stack: str) -> None:
     results.do("series quilt: patches push without fuzz and pop, and the source package builds",
                lambda: made.append(quilt.make(stack, series.read_topics(stack), out)))
     if made:
+        if not base.read_pin(stack).get("suites"):
+            results.do("series deb: debian/ has all that make deb tells it about", deb.left_out, *made)
         results.do("series quilt: a damaged patch is named", damaged, *made)
         shutil.rmtree(out)
 
