@@ -12,7 +12,7 @@ from dctools.report.results import Results, number_text
 from dctools.report.statistics import middle, resolution
 
 WIDTH = 110
-FEW = 3             # configurations that have names; of more there are counts
+FEW = 3             # configurations that all have names; of more the one that differs most
 BUSY = 0.4          # of the time: an IOThread that works less than that mostly waits for its guest
 
 
@@ -57,26 +57,33 @@ def value(results: Results, m: str, row: dict[str, Any]) -> str:
     return f"{row['ab']['ratio']:.2f} [{row['ab']['low']:.2f}, {row['ab']['high']:.2f}]"
 
 
+def most(results: Results, m: str, members: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Of those that differ, the one that differs most."""
+    name, row = max(members, key=lambda each: abs(math.log(each[1]["ab"]["ratio"])))
+    return f"most in {name}: {value(results, m, row)}"
+
+
 def finding(results: Results, m: str) -> str:
-    """What it shows of one metric; empty if that is nothing, but of IOPS it is said."""
+    """What it shows of one metric; empty if that is nothing and there is no note, but of IOPS it is said."""
     by_verdict: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for config, rows in results.table.items():
         by_verdict.setdefault(rows[m]["verdict"], []).append((str(config), rows[m]))
     told = [v for v in ("better", "worse") if v in by_verdict]
+    note = results.note(m)
     if not told and m != "iops":
-        return ""
+        return note
     parts = []
     for verdict in told:
         members = by_verdict[verdict]
         if len(results.table) <= FEW:
             parts.append(f"{verdict}: " + ", ".join(f"{name} {value(results, m, row)}" for name, row in members))
         else:
-            name, row = max(members, key=lambda each: abs(math.log(each[1]["ab"]["ratio"])))
-            parts.append(f"{verdict} in {len(members)} of {len(results.table)} configurations, most in {name}: "
-                         f"{value(results, m, row)}")
+            parts.append(f"{verdict} in {len(members)} of {len(results.table)} configurations, "
+                         f"{most(results, m, members)}")
     if len(told) == 0:
         parts.append("no difference outside of the noise")
-    return f"{results.METRICS[m][0].split(' [')[0]} {'; '.join(parts)}"
+    text = f"{results.METRICS[m][0].split(' [')[0]} {'; '.join(parts)}"
+    return f"{text}; {note}" if note else text
 
 
 def chance(results: Results) -> str:
@@ -92,9 +99,7 @@ def other_losses(results: Results) -> str:
     for m, (title, *_) in results.METRICS.items():
         lost = [(str(config), rows[m]) for config, rows in results.table.items() if rows[m]["verdict"] == "worse"]
         if lost and m not in results.DIGEST:
-            name, row = max(lost, key=lambda each: abs(math.log(each[1]["ab"]["ratio"])))
-            parts.append(f"{title.split(' [')[0]} in {len(lost)} of {len(results.table)}, most in {name}: "
-                         f"{value(results, m, row)}")
+            parts.append(f"{title.split(' [')[0]} in {len(lost)} of {len(results.table)}, {most(results, m, lost)}")
     return f"worse, too: {'; '.join(parts)}" if parts else ""
 
 

@@ -220,6 +220,19 @@ class LoadgenResults(Results):
         lines += ["", "verdict: none = the interval holds 1, or the ratio is inside the A/A interval"]
         return "\n".join(lines)
 
+    def note(self, metric: str, named: int = 3) -> str:
+        """In which configurations the driver is told more often than wanted, if the metric is writes."""
+        if metric != "writes":
+            return ""
+        per_batch = {c: [middle(rows["per_batch"][side]) for side in ("series", "base")]
+                     for c, rows in self.table.items()}
+        over = sorted((c for c in per_batch if per_batch[c][0] > PER_BATCH), key=lambda c: -per_batch[c][0])
+        listed = [f"{c} {per_batch[c][0]:.2f}, {self.labels[0]} {per_batch[c][1]:.2f}" for c in over[:named]]
+        if len(over) > named:
+            listed.append(f"and {len(over) - named} more")
+        return (f"write(2) of {self.labels[1]} per batch of completions that the driver finds: above {PER_BATCH} in "
+                f"{len(over)} of {len(self.table)} configurations" + (f" ({'; '.join(listed)})" if over else ""))
+
     def one_line_each(self, ratio: str) -> str:
         """Ratios alone, for more configurations than anybody wants to see in full."""
         head = ["configuration", *(f"{self.METRICS[m][0].split(' [')[0]}, {ratio}" for m in self.TOLD)]

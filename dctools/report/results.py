@@ -93,6 +93,10 @@ class Results:
         """The page, which begins with what was found."""
         raise NotImplementedError
 
+    def note(self, metric: str) -> str:
+        """What else is to be said of a metric."""
+        return ""
+
     # -- for all kinds
 
     def host_lines(self, busy: float) -> Iterator[str]:
