@@ -155,7 +155,8 @@ def make_chroot(package: quilt.Package, top: pathlib.Path) -> pathlib.Path:
     remove(chroot)
     shutil.rmtree(apt, ignore_errors=True)
     apt.mkdir()
-    for name, text in base.own_sources("deb").items():
+    sources = base.own_sources("deb")
+    for name, text in sources.items():
         (apt / name).write_text(text)
     # apt runs outside of the chroot, so it finds the keys and certificates of this machine
     known = run(["apt-config", "dump"]).splitlines()
@@ -164,7 +165,7 @@ def make_chroot(package: quilt.Package, top: pathlib.Path) -> pathlib.Path:
                  '-o DPkg::Chroot-Directory="$1" build-dep "$TREE"')
     cmd = [*NAMESPACE, "mmdebstrap", "--mode=root", "--variant=apt", "--include=build-essential,ccache",
            "--dpkgopt=force-unsafe-io", f"--aptopt={apt / 'reach'}", f"--customize-hook={build_dep}",
-           base.codename(), chroot, *(apt / name for name in base.own_sources("deb"))]
+           base.codename(), chroot, *(apt / name for name in sources)]
     work(cmd, top / "chroot.log", "making the chroot",
          env=environment.child({"LC_ALL": "C", "TREE": str(package.tree)}))
     for name in ("build", "ccache"):
@@ -184,12 +185,12 @@ def inside(chroot: pathlib.Path, binds: Mapping[str, pathlib.Path], env: Mapping
 
 # -- from source to packages -----------------------------------------------------------------
 
-def build(package: quilt.Package, chroot: pathlib.Path, top: pathlib.Path) -> None:
-    """Let dpkg-buildpackage make the packages, next to the package's tree."""
+def build(package: quilt.Package, omitted: Sequence[str], chroot: pathlib.Path, top: pathlib.Path, cpus: int) -> None:
+    """Let dpkg-buildpackage make the packages but for those that are omitted, next to the package's tree."""
     (package.top / "rules.mk").write_text(rules())
     cache = pathlib.Path(environment.variables().get("CCACHE_DIR", common.settings.build / "ccache"))
     cache.mkdir(parents=True, exist_ok=True)
-    env = build_environment(left_out(package), len(os.sched_getaffinity(0)))
+    env = build_environment(omitted, cpus)
     script = f"cd '/build/{package.tree.name}'; exec dpkg-buildpackage --build=any -us -uc"
     work(inside(chroot, {"/build": package.top, "/ccache": cache}, env, script), top / "build.log", "building")
 
@@ -228,11 +229,11 @@ def main(given: Options) -> None:
         progress(f"this takes about {CPU_MINUTES // cpus + 5} minutes with {cpus} CPUs, {DISK_MIB / 1000:.0f} GB "
                  f"in {top} and 300 MB from the archive")
         package = quilt.make(stack, topics, top / "source")
-        left_out(package)       # before the long work
+        omitted = left_out(package)     # before the long work
         progress("making a chroot with all that the build needs")
         chroot = make_chroot(package, top)
         progress(f"building {' '.join(PACKAGES)}")
-        build(package, chroot, top)
+        build(package, omitted, chroot, top, cpus)
         made = collect(package, top)
         remove(chroot)
         shutil.rmtree(package.top)
