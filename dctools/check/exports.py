@@ -152,8 +152,7 @@ def removed(stack: str, aio: str, mode: str) -> None:
 def drain(daemon: guest.StorageDaemon, disk: guest.Disk, times: int = DRAINS, patience: float = PATIENCE) -> None:
     """Drain the first node so often, each within that time."""
     for _ in range(times):
-        daemon.qmp("blockdev-reopen", patience,
-                   options=[{"node-name": "disk0", "read-only": disk.read_only, **disk.file()}])
+        daemon.qmp("blockdev-reopen", patience, options=[disk.bare("disk0")])
 
 
 def drains(stack: str, aio: str) -> None:

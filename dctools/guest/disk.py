@@ -46,6 +46,10 @@ class Disk:
         return {"driver": host, "filename": str(self.path), "aio": self.aio,
                 "cache": {"direct": self.cache_direct}, "locking": "auto" if self.locking else "off"}
 
+    def bare(self, name: str) -> dict[str, Any]:
+        """The file as the node of that name, for a storage daemon."""
+        return {"node-name": name, "read-only": self.read_only, **self.file()}
+
     def blockdev(self, n: int) -> dict[str, Any]:
         """The -blockdev that the device has, as the guest's number n."""
         return {"driver": "raw", "node-name": f"drive{n}", "read-only": self.read_only,

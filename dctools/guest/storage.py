@@ -150,7 +150,7 @@ class StorageDaemon:
         """Open the file of this disk, as the node of that name."""
         if disk.cache_direct:
             check_direct(disk.path)
-        self.qmp("blockdev-add", node_name=name, read_only=disk.read_only, **disk.file())
+        self.qmp("blockdev-add", **disk.bare(name))
 
     def export(self, disk: Disk, name: str = "disk", iothread: str = "io0") -> pathlib.Path:
         """Export the node of that name to whoever connects to the socket that is returned."""
