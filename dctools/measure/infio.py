@@ -71,7 +71,7 @@ class Workload:
     bs: str = options.option(block_size, "4k", "block size")
     pairs: int = options.number(6, 1, 1000, "pairs of processes, base and series")
     runtime: float = options.number(2, 0.5, 3600, "seconds of each sample", float)
-    vcpus: int = options.number(max(1, min(2, len(cpu_list()) - 1)), 1, 64, "CPUs of the guest",
+    vcpus: int = options.number(max(1, min(2, len(os.sched_getaffinity(0)) - 1)), 1, 64, "CPUs of the guest",
                                 shown="2; 1 on a machine of two CPUs")
     queues: int = options.number(1, 1, 1024, "virtqueues of each disk")
     event_idx: bool = options.switch(True, "whether the device offers EVENT_IDX")
