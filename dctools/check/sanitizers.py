@@ -27,9 +27,10 @@ def check_sanitizers(results: Results, stack: str) -> None:
     directory = build.sanitized(stack)
     put_firmware(directory)
     src, log = directory.parent / "src", logs() / "sanitizers.log"
-    # yield: exists only with --enable-debug-mutex, and where the series forbids it
+    # The last two exist only with --enable-debug-mutex, and where the series forbids it
+    text = (src / "tests/unit/test-defer-call.c").read_text()
     wanted = ["/defer-call/random", "/defer-call/misuse/thread-exit"] + \
-        ["/defer-call/misuse/yield"] * ("misuse/yield" in (src / "tests/unit/test-defer-call.c").read_text())
+        [f"/defer-call/misuse/{name}" for name in ("yield", "terminate") if f"misuse/{name}" in text]
     hooks = {"late": LATE}
     if "DEFER_CALL_DELAY_UNLOCKED" in (src / "util/defer-call.c").read_text():
         hooks["unlocked"] = UNLOCKED
