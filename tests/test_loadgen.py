@@ -561,10 +561,12 @@ class Rows(unittest.TestCase):
     def test_good(self):
         instrument.judge_rows("URNUURNUUURN" * 5, False)
         instrument.judge_rows("UNUURNUURUNURU" * 10, True)
+        instrument.judge_rows("URRNUURRNUUURURN" * 10, False)
+        instrument.judge_rows("UNUURRNUURURUNURRU" * 10, True)
 
     def test_what_is_wrong(self):
-        for event_idx, rows in [(False, ["UN", "UUR", "URNN", "RN", "UNURN", "UUNURN", "URRN"]),
-                                (True, ["UNN", "UNRN", "RN", "URR"])]:
+        for event_idx, rows in [(False, ["UN", "UUR", "URNN", "RN", "UNURN", "UUNURN", "URRRN"]),
+                                (True, ["UNN", "UNRN", "RN", "URR", "UNURRR"])]:
             for row in rows:
                 with self.subTest(row), self.assertRaisesRegex(ToolError, "not notified of as they should"):
                     instrument.judge_rows(("UNUURN" if event_idx else "UURN") * 10 + row, event_idx)

@@ -142,8 +142,9 @@ def judge_rows(events: str, event_idx: bool, least: int = 10) -> None:
     """One deferred call for a row of used buffers; with EVENT_IDX its first buffer does not wait for that.
 
     Without EVENT_IDX the driver always wants to be notified; with it only sometimes, so not each N is there.
+    A call that gives way to others, which may use buffers, runs twice.
     """
-    row = "UN?(?:U+RN?)?" if event_idx else "U+RN"
+    row = "UN?(?:U+R(?:U*R)?N?)?" if event_idx else "U+R(?:U*R)?N"
     good = re.match(f"(?:{row})*", events)
     assert good         # it may be empty
     if (at := good.end()) < len(events):
