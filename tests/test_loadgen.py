@@ -546,13 +546,15 @@ class Stratified(unittest.TestCase):
 
 class Rows(unittest.TestCase):
     NAMES = {"U": "virtio_notify_irqfd vdev 0x1 vq 0x2", "N": "virtio_notify_irqfd_send vdev 0x1 vq 0x2",
-             "s": "defer_call_run fn 0x8 opaque 0x3", "R": "defer_call_run fn 0x9 opaque 0x2"}
+             "s": "defer_call_run fn 0x8 opaque 0x3", "r": "defer_call_run fn 0x9 opaque 0x2"}
+    NAMES["R"] = f"{NAMES['r']}\n{NAMES['r']}"
 
     def events(self, text):
         return instrument.trace_events("".join(self.NAMES[c] + "\n" for c in text))
 
     def test_events(self):
         self.assertEqual(self.events("UNUNsUURNsUNUUU"), "UNUNUURNUN")
+        self.assertEqual(self.events("UrUUrNUrN"), "UUURNUrN")      # the last one ran only once
         later = {"U": "virtio_notify_batch vdev 0x1 vq 0x2 at_once 1", "N": "virtio_notify vdev 0x1 vq 0x2",
                  "s": "virtio_notify vdev 0x1 vq 0x3", "R": "virtio_notify_batch_deferred_fn vdev 0x1 vq 0x2"}
         with mock.patch.object(self, "NAMES", later):
@@ -561,12 +563,10 @@ class Rows(unittest.TestCase):
     def test_good(self):
         instrument.judge_rows("URNUURNUUURN" * 5, False)
         instrument.judge_rows("UNUURNUURUNURU" * 10, True)
-        instrument.judge_rows("URRNUURRNUUURURN" * 10, False)
-        instrument.judge_rows("UNUURRNUURURUNURRU" * 10, True)
 
     def test_what_is_wrong(self):
-        for event_idx, rows in [(False, ["UN", "UUR", "URNN", "RN", "UNURN", "UUNURN", "URRRN"]),
-                                (True, ["UNN", "UNRN", "RN", "URR", "UNURRR"])]:
+        for event_idx, rows in [(False, ["UN", "UUR", "URNN", "RN", "UNURN", "UUNURN", "URRN", "UrN"]),
+                                (True, ["UNN", "UNRN", "RN", "URR", "UNUr"])]:
             for row in rows:
                 with self.subTest(row), self.assertRaisesRegex(ToolError, "not notified of as they should"):
                     instrument.judge_rows(("UNUURN" if event_idx else "UURN") * 10 + row, event_idx)

@@ -22,7 +22,7 @@ WRAPS = 4       # times 65,536 requests
 DOUBLE_WRITES = SOURCES / "preload" / "doublewrite.c"
 LOST = SOURCES / "preload" / "lost.c"
 # QEMU's trace events, of v7.2 and of v10.2: a used buffer, a notification, a deferred call
-LETTERS = {"virtio_notify_irqfd": "U", "virtio_notify_irqfd_send": "N", "defer_call_run": "R",
+LETTERS = {"virtio_notify_irqfd": "U", "virtio_notify_irqfd_send": "N", "defer_call_run": "r",
            "virtio_notify_batch": "U", "virtio_notify": "N", "virtio_notify_batch_deferred_fn": "R"}
 BATCHES = SOURCES / "preload" / "batches.c"
 # aio-max-batch of the IOThread and of the file, and the most that QEMU then submits at once
@@ -129,22 +129,22 @@ def check_writes(binary: pathlib.Path | str, most: float = PER_BATCH,
 def trace_events(trace: str) -> str:
     """What a trace says of the virtqueue: U for a used buffer, N for a notification, R for a deferred call.
 
-    Up to the last notification; QEMU may have been killed after that.
+    Up to the last notification; QEMU may have been killed after that. In v7.2 a deferred call first goes
+    behind the others, which may use buffers: it runs twice (r).
     """
     found = [(LETTERS[event], pointer)
              for event, pointer in re.findall(rf"^({'|'.join(LETTERS)}) .* (?:vq|opaque) (\S+)", trace, re.M)]
     queues = {pointer for letter, pointer in found if letter == "U"}
     events = "".join(letter for letter, pointer in found if pointer in queues)
-    return events[:events.rfind("N") + 1]
+    return re.sub(r"r(U*)r", r"\1R", events[:events.rfind("N") + 1])
 
 
 def judge_rows(events: str, event_idx: bool, least: int = 10) -> None:
     """One deferred call for a row of used buffers; with EVENT_IDX its first buffer does not wait for that.
 
     Without EVENT_IDX the driver always wants to be notified; with it only sometimes, so not each N is there.
-    A call that gives way to others, which may use buffers, runs twice.
     """
-    row = "UN?(?:U+R(?:U*R)?N?)?" if event_idx else "U+R(?:U*R)?N"
+    row = "UN?(?:U+RN?)?" if event_idx else "U+RN"
     good = re.match(f"(?:{row})*", events)
     assert good         # it may be empty
     if (at := good.end()) < len(events):
