@@ -7,7 +7,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from dctools import base, common, series
@@ -70,13 +70,17 @@ def index() -> str:
     return markdown_lines([["directory", "compared", "date", "CPU"], *show.index(common.ROOT / "results")])
 
 
-def losses(directories: str) -> str:
-    """What is worse outside of the noise, the worst first."""
-    found = [(abs(math.log(row[m]["ab"]["ratio"])), d, str(name), results(d).METRICS[m][0].split(" [")[0], row[m])
-             for d in directories.split() for name, row in results(d).table.items() for m in LOSSES
+def worse(directories: Iterable[str]) -> list[tuple[str, Any, str, dict[str, Any]]]:
+    """What is worse outside of the noise, the worst first: results, configuration, metric and its row."""
+    found = [(d, config, m, row[m]) for d in directories for config, row in results(d).table.items() for m in LOSSES
              if row[m]["verdict"] == "worse"]
-    lines = [[d.rpartition("/")[2], name, what, ratio_text(row["ab"]), ratio_text(row["aa"])]
-             for _, d, name, what, row in sorted(found, key=lambda each: -each[0])]
+    return sorted(found, key=lambda each: -abs(math.log(each[3]["ab"]["ratio"])))
+
+
+def losses(directories: str) -> str:
+    """A document's table of what is worse."""
+    lines = [[d.rpartition("/")[2], str(config), results(d).METRICS[m][0].split(" [")[0], ratio_text(row["ab"]),
+              ratio_text(row["aa"])] for d, config, m, row in worse(directories.split())]
     return markdown_lines([["results", "configuration", "what", "ratio", "A/A"],
                            *(lines or [["", "none", "", "", ""]])])
 
@@ -163,14 +167,10 @@ def mail_grid(directory: str, rest: str) -> list[list[str]]:
         [str(qd), *(short(ratio_text(cells[aio, qd]["ab"])) for aio in engines)] for qd in depths]
 
 
-def bare(row: dict[str, Any]) -> str:
-    """The ratio alone."""
-    return short(ratio_text(row).partition(" ")[0])
-
-
 def mail_steps(steps: str, rest: str, only: Sequence[str] = ()) -> list[list[str]]:
-    """IOPS by depth, engine and step, without intervals: there is no room for them."""
-    return step_rows(steps, "iops", rest, bare, only)
+    """IOPS by depth, engine and step; a line has room for the intervals of three."""
+    lines = step_rows(steps, "iops", rest, lambda row: short(ratio_text(row)), only)
+    return lines if len(lines[0]) <= 5 else [[cell.partition(" [")[0] for cell in line] for line in lines]
 
 
 def mail_name(config: Config) -> list[str]:
@@ -193,12 +193,19 @@ def mail_rows(directories: Sequence[str], metrics: Sequence[str]) -> list[list[s
         for config, source, rows in found]
 
 
-MAIL_TITLES = {"iops": "IOPS", "cpu": "CPU per I/O", "p99": "p99", "submits": "submissions", "writes": "write(2)",
-               "rescheduling": "interrupts", "interrupts": "interrupts", "io_submit": "io_submit"}
+def mail_losses(losses: Sequence[str]) -> list[list[str]]:
+    """A line for each that is worse outside of the noise, the worst first."""
+    lines = [[*mail_name(config), MAIL_TITLES[m], short(ratio_text(row["ab"]))] for _, config, m, row in worse(losses)]
+    return [["depth", "", "worse", "ratio"], *(lines or [["", "none", "", ""]])]
+
+
+MAIL_TITLES = {"iops": "IOPS", "cpu": "CPU per I/O", "p50": "p50", "p99": "p99", "p999": "p99.9",
+               "submits": "submissions", "writes": "write(2)", "rescheduling": "interrupts", "interrupts": "interrupts", "io_submit": "io_submit"}
 
 
 # By what tells them from each other
-MAIL_TABLES: dict[str, Callable[..., list[list[str]]]] = {"steps": mail_steps, "rest": mail_grid, "metrics": mail_rows}
+MAIL_TABLES: dict[str, Callable[..., list[list[str]]]] = {
+    "steps": mail_steps, "rest": mail_grid, "metrics": mail_rows, "losses": mail_losses}
 
 
 def mail_table(about: dict[str, Any]) -> str:
@@ -208,7 +215,8 @@ def mail_table(about: dict[str, Any]) -> str:
         lines = make(**about)
     except (LookupError, TypeError) as e:
         raise ToolError(f"{json.dumps(about)}: a table is of a \"directory\" or \"steps\" and the \"rest\" of its "
-                        f"configurations, or of \"directories\" and \"metrics\" ({', '.join(MAIL_TITLES)})") from e
+                        f"configurations, of \"directories\" and \"metrics\" ({', '.join(MAIL_TITLES)}), or of "
+                        "\"losses\", a list of directories") from e
     columns = [[c.rjust(max(map(len, column))) if n == 0 and column[0] == "depth" else c.ljust(max(map(len, column)))
                 for c in column] for n, column in enumerate(zip(*lines))]
     return "".join(f"  {'  '.join(line)}".rstrip() + "\n" for line in zip(*columns))

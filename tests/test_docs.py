@@ -114,12 +114,23 @@ class Mails(unittest.TestCase):
         for about, head, row, lines in (self.GRID, r"  depth  native +io_uring +threads\n", rf"\w.*{cell}", 2), \
                 (self.ROWS, r"  depth + IOPS +write\(2\)\n", rf"\w.*{cell}", 6), \
                 (self.STEPS, r"  depth  engine(?: +\w+){4}\n", bare, 9), \
+                (self.STEPS | {"only": ["bh", "notify"]}, r"  depth  engine +bh +notify\n", rf"\w.*{cell}{cell}", 9), \
                 (self.UML, r"  engine    IOPS +interrupts\n", rf"\w.*{cell}", 3):
             with self.subTest(about):
                 text = self.updated(about, "A:\n\n  depth  x\n      1  9.99\n\nend\n")
                 self.assertRegex(text, rf"^A:\n\n{head}(?: +{row}\n){{{lines}}}\nend\n$")
                 self.assertLessEqual(max(map(len, text.splitlines())), 76)
                 self.assertEqual(self.updated(about, text), text)
+
+    def test_losses(self):
+        table = docs.results(RESULTS).table
+        self.addCleanup(docs.results.cache_clear)
+        for verdict, row, lines in ("worse", r"\w.*, disk +p99 +\d\.\d\d \[.*", len(table)), ("none", "none", 1):
+            for metrics in table.values():
+                for m in docs.LOSSES:
+                    metrics[m]["verdict"] = verdict if m == "p99" else "better"
+            text = self.updated({"losses": [RESULTS]}, "A:\n\n  depth  x\n      1  9.99\n\nend\n")
+            self.assertRegex(text, rf"^A:\n\n  depth + worse +ratio\n(?: +{row}\n){{{lines}}}\nend\n$")
 
     def test_a_patch_by_its_subject(self):
         patch = self.path.parent / "0001-x.patch"
