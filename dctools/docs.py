@@ -200,7 +200,8 @@ def mail_losses(losses: Sequence[str]) -> list[list[str]]:
 
 
 MAIL_TITLES = {"iops": "IOPS", "cpu": "CPU per I/O", "p50": "p50", "p99": "p99", "p999": "p99.9",
-               "submits": "submissions", "writes": "write(2)", "rescheduling": "interrupts", "interrupts": "interrupts", "io_submit": "io_submit"}
+               "submits": "submissions", "writes": "write(2)", "rescheduling": "interrupts",
+               "interrupts": "interrupts", "io_submit": "io_submit"}
 
 
 # By what tells them from each other
