@@ -189,6 +189,30 @@ class Channel(unittest.TestCase):
         with self.assertRaisesRegex(ToolError, "no answer in time"):
             self.vm.run("x", .3)
 
+    def test_no_answer_is_looked_into(self):
+        for code, looks in [(None, 1), (0, 0)]:         # not at a QEMU that has ended
+            qemu = mock.Mock(code=code, pid=300)
+            qemu.wait.return_value = code
+            with self.subTest(code=code), mock.patch.object(self.vm, "_qemu", qemu), \
+                    mock.patch.object(self.vm, "_examine") as examine, mock.patch("dctools.common.progress"), \
+                    mock.patch.object(self.vm, "_note_stacks") as stacks, \
+                    self.assertRaisesRegex(ToolError, "no answer in time"):
+                self.vm.run("x", .1)
+            self.assertEqual([examine.call_count, stacks.call_count], [looks, looks])
+
+    def test_what_device_and_driver_say_of_a_queue(self):
+        ring = {"vring-num": 256, "vring-avail": 0x1000, "vring-used": 0x2000}
+        with mock.patch.object(self.vm, "qmp", return_value=ring) as qmp, \
+                mock.patch.object(self.vm, "_hmp", side_effect=lambda command: command) as hmp:
+            said = self.vm._queue(3, 1)
+        qmp.assert_called_once_with("x-query-virtio-queue-status",
+                                    path="/machine/peripheral/disk3/virtio-backend", queue=1)
+        self.assertEqual(hmp.call_count, 4)
+        self.assertEqual(said[1:], ["avail flags, idx: xp /2xh 0x1000", "used_event: xp /2xh 0x1204",
+                                    "used flags, idx: xp /2xh 0x2000", "avail_event: xp /2xh 0x2804"])
+        with mock.patch.object(self.vm, "qmp", side_effect=ToolError("no such queue")):
+            self.assertEqual(self.vm._queue(3, 1), ["no such queue"])
+
     def test_gone(self):
         self.far.close()
         with self.assertRaisesRegex(ToolError, "takes no job|went away"):

@@ -292,6 +292,18 @@ class Guest(Jobs):
 
     # -- what went wrong
 
+    def finish(self, job: str, timeout: float = 60) -> tuple[int, str]:
+        """(exit status, output of both streams) of the job; without an answer, what QEMU does is noted first."""
+        try:
+            return super().finish(job, timeout)
+        except ToolError:
+            if self._qemu and self._qemu.code is None:          # it has not ended
+                self._examine()
+                if self.pid:
+                    self._note_stacks(self.pid)
+                common.progress(f"{self.label}: what QEMU does stands in {self.log_dir / self.label}.hang and .stacks")
+            raise
+
     def _said(self) -> str:
         return process.said(self.qemu_log)
 
@@ -395,13 +407,32 @@ class Guest(Jobs):
         parts = wanted()[0]
         return [parts[self.iothread_tid(n)] for n in range(len(self.disks))]
 
+    def _queue(self, n: int, queue: int) -> list[str]:
+        """What the device and the driver of virtio disk n say of a virtqueue, as far as both can be asked."""
+        path = f"/machine/peripheral/disk{n}/virtio-backend"
+        try:
+            ring = self.qmp("x-query-virtio-queue-status", path=path, queue=queue)
+        except ToolError as e:
+            return [str(e)]
+        avail, used, size = ring["vring-avail"], ring["vring-used"], ring["vring-num"]
+        fields = {"avail flags, idx": avail, "used_event": avail + 4 + 2 * size,
+                  "used flags, idx": used, "avail_event": used + 4 + 8 * size}
+        return [str(ring), *(f"{name}: " + self._hmp(f"xp /2xh {at:#x}").strip() for name, at in fields.items())]
+
+    def _hmp(self, command: str) -> str:
+        try:
+            said = self._monitor.qmp("human-monitor-command", command_line=command)
+        except Exception as e:
+            return f"no answer ({type(e).__name__})"
+        return said.get("return", str(said))
+
     def _examine(self) -> float:
-        """Note in a file what QEMU's monitor says of a guest that does not boot; never fails.
+        """Note in a file what QEMU does whose guest does not boot, or gives no answer; never fails.
 
         Returns which part of the time the busiest vCPU ran, or would have but for other threads.
         """
         commands = ["info status", "info registers -a", "info pic", "info lapic", "info blockstats",
-                    "info iothreads", "info registers -a"]       # twice: does it get on?
+                    "info iothreads", "info registers -a", "info blockstats"]       # twice: does it get on?
         try:
             vcpus = [cpu["thread-id"] for cpu in self.qmp("query-cpus-fast")]
         except ToolError:
@@ -409,13 +440,12 @@ class Guest(Jobs):
         watch = self._watch()
         with open(self.log_dir / f"{self.label}.hang", "w") as out:
             for command in commands:
-                try:
-                    said = self._monitor.qmp("human-monitor-command", command_line=command)
-                except Exception as e:
-                    said = {"return": f"no answer ({type(e).__name__})"}
-                print(f"== {command}\n{said.get('return', said)}", file=out)
+                print(f"== {command}\n{self._hmp(command)}", file=out)
                 time.sleep(0.5)
             wanted, seconds = watch()
+            for n, disk in enumerate(self.disks):
+                for queue in range(disk.queues if disk.driver.startswith("virtio") else 0):
+                    print(f"== disk {n}, queue {queue}", *self._queue(n, queue), sep="\n", file=out)
             for tid, part in wanted.items():
                 print(f"{'vCPU' if tid in vcpus else 'thread'} {tid}: {part:.0%} of {seconds:.1f} s", file=out)
         return max((wanted.get(tid, 0) for tid in vcpus), default=0)
