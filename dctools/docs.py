@@ -186,7 +186,7 @@ def mail_rows(directories: Sequence[str], metrics: Sequence[str]) -> list[list[s
     found = [(config, results(d), rows) for d in directories for config, rows in results(d).table.items()]
     depths = isinstance(found[0][0], Config)
     if depths:
-        found = sorted((each for each in found if each[0].main == "irqfd"),
+        found = sorted((each for each in found if each[0].main in ("irqfd", "export")),
                        key=lambda each: (each[0].qd, each[0].queues))
     return [[*(["depth", ""] if depths else ["engine"]), *(MAIL_TITLES[m] for m in metrics)]] + [
         [*(mail_name(config) if depths else [str(config)]), *(mail_cell(source, rows, m) for m in metrics)]

@@ -31,12 +31,15 @@ static int ram_fd;
 static void make_command(struct command *c, int listening)
 {
     add(c, "%s", opt.qemu);
-    add_iothread(c);
+    if (opt.iothread) {
+        add_iothread(c);
+    }
     add_disk(c);
     add(c, "--export");
-    add(c, "vhost-user-blk,id=export0,node-name=disk0,iothread=iothread0,"
-        "fixed-iothread=on,addr.type=fd,addr.str=%d,num-queues=%u,writable=%s",
-        listening, opt.queues, opt.write_percent ? "on" : "off");
+    add(c, "vhost-user-blk,id=export0,node-name=disk0,addr.type=fd,"
+        "addr.str=%d,num-queues=%u,writable=%s%s", listening, opt.queues,
+        opt.write_percent ? "on" : "off",
+        opt.iothread ? ",iothread=iothread0,fixed-iothread=on" : "");
 }
 
 /* CPU time of each thread so far; returns how many threads there are. */
@@ -78,6 +81,10 @@ static void find_iothread(void)
     unsigned n;
 
     get_number(GET_FEATURES);       /* the main thread has accepted */
+    if (!opt.iothread) {
+        iothread_tid = qemu_pid;
+        return;
+    }
     n = threads(tid, before, MOST);
     for (unsigned i = 0; i < QUESTIONS; i++) {
         get_number(GET_FEATURES);

@@ -196,6 +196,9 @@ static const struct row rows[] = {
     { "fill", "", parse_flag, &opt.fill,
       .help = "write the pattern that is verified into the image,\n"
               "and start no QEMU" },
+    { "iothread", NULL, parse_switch, &opt.iothread,
+      .choices = switch_names, .initial = "on",
+      .help = "the daemon does I/O in one, else in its main thread" },
     { "aio", NULL, parse_choice, &opt.aio, .choices = aio_names,
       .initial = "native", .help = "how QEMU does I/O" },
     { "cache-direct", NULL, parse_switch, &opt.cache_direct,
@@ -353,6 +356,12 @@ static void check_options(const bool *given)
         }
         /* no main thread between the IOThread and us */
         opt.irqfd = true;
+    } else if (!opt.iothread) {
+        die("--iothread off: needs --transport vhost-user");
+    }
+    if (!opt.iothread && opt.poll_max_ns) {
+        die("--iothread off and --poll-max-ns %" PRIu64 ": the main thread "
+            "does not poll; leave one of them out", opt.poll_max_ns);
     }
     if (!opt.image || (!opt.qemu && !opt.fill)) {
         die("--qemu and --image are needed; see --help");

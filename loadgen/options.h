@@ -22,6 +22,7 @@ struct options {
     const char *qemu_arg[MAX_QEMU_ARGS];
     unsigned qemu_args;
     bool cache_direct, event_idx, indirect, irqfd, jitter, fill;
+    bool iothread;
     unsigned transport, aio, irq, wait, kick;   /* of the enums above */
     unsigned qd, queues, batch, bs, write_percent, turns;
     double seconds, warmup, count_seconds, timeout;

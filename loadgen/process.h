@@ -16,7 +16,7 @@ struct command {
     unsigned n;
 };
 
-extern pid_t iothread_tid;
+extern pid_t iothread_tid;    /* of the thread that does the I/O */
 
 __attribute__((format(printf, 2, 3)))
 void add(struct command *c, const char *format, ...);

@@ -39,6 +39,7 @@ static void print_parameters(void)
            "\"min_ios\": %" PRIu64 ", \"poll_max_ns\": %" PRIu64 ", ",
            opt.reaction_ns / 1e3, truth(opt.jitter), opt.count_seconds,
            opt.min_ios, opt.poll_max_ns);
+    printf("\"iothread\": %s, ", truth(opt.iothread));
     printf("\"iothread_cpu\": %d, \"main_cpu\": %d, \"driver_cpu\": %d, ",
            opt.iothread_cpu, opt.main_cpu, opt.driver_cpu);
     printf("\"seed\": %" PRIu64 ", \"pattern_seed\": %" PRIu64 "},\n",

@@ -167,6 +167,13 @@ class Parameters(unittest.TestCase):
         self.assertEqual([c[c.index("--qemu") + 1] for c in (pci, daemon)], ["qemu", "qemu-daemon"])
         self.assertEqual(daemon[daemon.index("--transport") + 1], "vhost-user")
         self.assertEqual([[o in c for o in ("--machine", "--irqfd")] for c in (pci, daemon)], [[True] * 2, [False] * 2])
+        p = parameters(**few, TRANSPORT="vhost-user", MAIN="irqfd export")
+        self.assertEqual([str(c).endswith(", main: export, vhost-user") for c in p.configs], [False, True])
+        with mock.patch("dctools.measure.compared.storage_daemon", lambda qemu: qemu + "-daemon"):
+            own, main = (generator.command("qemu", c, p, generator.Image("image", True, "all"), 1) for c in p.configs)
+        self.assertEqual(["--iothread" in c for c in (own, main)], [False, True])
+        self.assertEqual([c[c.index("--main-cpu") + 1] for c in (own, main)],
+                         [str(p.cpus["driver"]), str(p.cpus["iothread"])])
         # the main thread's other places are QEMU's
         self.assertEqual({c.main for c in parameters(TRANSPORT="vhost-user").configs}, {"irqfd"})
 
@@ -190,6 +197,8 @@ class Parameters(unittest.TestCase):
                     {"QEMU_A": "/bin/true"}, {"QEMU_B": "/bin/true"}, {"QUICK": "1", "AIO": "native"},
                     {"QUICK": "perhaps"}, {"INDIRECT": "off", "IODEPTH": "512"}, {"TRANSPORT": "usb"},
                     {"TRANSPORT": "vhost-user", "QUICK": "1"}, {"MAIN": "driver", "TRANSPORT": "pci vhost-user"},
+                    {"MAIN": "export"}, {"MAIN": "export", "TRANSPORT": "pci vhost-user"},
+                    {"MAIN": "export", "TRANSPORT": "vhost-user", "POLL_MAX_NS": "0 32768"},
                     {"MACHINE": "q35", "TRANSPORT": "vhost-user"}]:
             with self.subTest(env), self.assertRaises(ToolError) as e:
                 parameters(**env)
@@ -671,14 +680,17 @@ class Program(Compiled):
                      ["--aio", "posix"], ["--event-idx", "maybe"], ["--irq", "some"], ["--wait", "x"],
                      ["--seconds", "0"], ["--seconds", "nan"], ["--reaction-us", "-1"], ["--jitter", "x"],
                      ["--seed", "-1"], ["--seed", "x"], ["--verify", "some"], ["--driver-cpu", "-1"],
-                     ["--kick", "foot"], ["--turns", "0"], ["--irqfd", "x"], ["--transport", "mmio"]]:
+                     ["--kick", "foot"], ["--turns", "0"], ["--irqfd", "x"], ["--transport", "mmio"],
+                     ["--iothread", "x"]]:
             with self.subTest(args):
                 self.fails(args[0], *good, *args)
 
     def test_options_that_contradict_each_other(self):
         good = ["--qemu", "/bin/false", "--image", self.image]
         for args in [["--wait", "irq", "--irq", "off"], ["--cache-direct", "off"],
-                     ["--indirect", "off", "--qd", "512"], ["--irqfd", "on", "--kick", "qtest"]]:
+                     ["--indirect", "off", "--qd", "512"], ["--irqfd", "on", "--kick", "qtest"],
+                     ["--iothread", "off"],
+                     ["--iothread", "off", "--transport", "vhost-user", "--poll-max-ns", "9"]]:
             with self.subTest(args):
                 self.fails("--", *good, *args)
         for args in [["--machine", "q35"], ["--kick", "eventfd"], ["--irqfd", "off"]]:
@@ -767,6 +779,19 @@ class VhostUser(Compiled):
                            (["--queues", "2"], 1 << 12 | 1 << 28 | 1 << 29)]:
             with self.subTest(args):
                 self.assertEqual(int(self.works(*args)["device"]["features"], 16), 1 << 32 | bits)
+
+    def test_io_in_the_main_thread(self):
+        given = self.dir / "given"
+        for iothread in ("on", "off"):
+            arguments = self.arguments("none", "--iothread", iothread)
+            script = self.dir / "daemon"
+            script.write_text(script.read_text().replace("exec", f'echo "$@" >"{given}"\nexec'))
+            found = self.run_it(*arguments)
+            self.assertEqual((found.returncode, found.stderr), (0, ""))
+            self.assertEqual("iothread" in given.read_text(), iothread == "on")
+            cpu = json.loads(found.stdout)["cpu_ns_per_io"]
+            # the toy's main thread has nothing to do: what is looked at is another one
+            self.assertEqual(cpu["iothread"] == cpu["main"], iothread == "off")
 
     def test_kicks_and_interrupts_are_counted(self):
         found = self.works("--qd", "1")

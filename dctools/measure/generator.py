@@ -132,6 +132,8 @@ def images(p: Parameters) -> Iterator[dict[tuple[str, str], Image]]:
 def placement(config: Config, cpus: Mapping[str, int | None]) -> list[Any]:
     """loadgen's arguments for the CPU of each thread."""
     arguments: list[Any] = ["--driver-cpu", cpus["driver"], "--iothread-cpu", cpus["iothread"]]
+    if config.main == "export":
+        return arguments + ["--main-cpu", cpus["iothread"], "--iothread", "off"]
     if config.transport == "vhost-user":
         return arguments + ["--main-cpu", cpus["driver"]]
     if config.main == "irqfd":

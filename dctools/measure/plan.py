@@ -18,7 +18,7 @@ DEFAULT_POLL = 32768    # nanoseconds: poll-max-ns of an IOThread if nobody says
 MANY = 40               # configurations: with more, fewer pairs and shorter turns
 TURN = 0.05             # seconds that one process is measured before it is another's turn
 CHOICES = {"aio": guest.AIO, "event_idx": ["on", "off"], "irq": ["each", "batch", "off"],
-           "wait": ["used", "irq"], "main": ["irqfd", "driver", "iothread", "other"],
+           "wait": ["used", "irq"], "main": ["irqfd", "driver", "iothread", "other", "export"],
            "storage": ["fast", "disk"], "transport": ["pci", "vhost-user"]}
 # What a guest does: an interrupt handler takes all there is; a vCPU that runs in
 # parallel anyway sees each entry; one that polls wants no interrupt.
@@ -106,7 +106,8 @@ class Options:
     wait: tuple[str, ...] | None = options.words(CHOICES["wait"], None, "what the driver waits for",
                                                  "irq with batch, else used")
     main: tuple[str, ...] | None = options.words(CHOICES["main"], None,
-                                                 "QEMU's main thread: stopped, or whose CPU it has",
+                                                 "QEMU's main thread: stopped, or whose CPU it has; or the storage "
+                                                 "daemon's, which does the I/O itself, without an IOThread",
                                                  "irqfd, and some of the others")
     transport: tuple[str, ...] = options.words(CHOICES["transport"], ("pci",),
                                                "virtio-blk-pci of QEMU, or the storage daemon's vhost-user-blk export")
@@ -178,9 +179,11 @@ def full_plan(o: Options, cpus: Sequence[int]) -> list[Config]:
     main = o.main or ("irqfd",)
     if "other" in main and len(cpus) < 3:
         raise ToolError("MAIN=other: needs a third CPU; give driver or iothread")
-    if "vhost-user" in o.transport and main != ("irqfd",):
+    if "vhost-user" in o.transport and not set(main) <= {"irqfd", "export"}:
         raise ToolError(f"MAIN={' '.join(main)} and TRANSPORT=vhost-user: a storage daemon's main thread takes no "
                         "interrupts; leave one of them out")
+    if "export" in main and ("pci" in o.transport or any(o.poll_max_ns)):
+        raise ToolError("MAIN=export: needs TRANSPORT=vhost-user alone, and does not poll; leave POLL_MAX_NS= out")
     if "pci" not in o.transport and "machine" in options.given_to(o):
         raise ToolError("MACHINE= and TRANSPORT=vhost-user: a storage daemon has no machine; leave one of them out")
     if o.wait and "irq" in o.wait and "off" in o.irq:

@@ -175,6 +175,8 @@ class LoadgenResults(Results):
                    f"the driver's, the IOThread's or a third CPU ({cpus['other']})")
         if "vhost-user" in transports:
             yield "vhost-user: the storage daemon's vhost-user-blk export; the driver's own eventfds are its interrupts"
+        if any(c.main == "export" for c in self.info["configs"]):
+            yield "main: export: its main thread does the I/O, on the IOThread's CPU; there is no IOThread"
         yield from self.host_lines(busy)
         done = max(r["pair"] for r in self.runs)
         turns = f"measured in {p['turns']} turns with the others of its pair" if "turns" in p else "one after the other"
