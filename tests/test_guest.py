@@ -200,18 +200,19 @@ class Channel(unittest.TestCase):
                 self.vm.run("x", .1)
             self.assertEqual([examine.call_count, stacks.call_count], [looks, looks])
 
-    def test_what_device_and_driver_say_of_a_queue(self):
-        ring = {"vring-num": 256, "vring-avail": 0x1000, "vring-used": 0x2000}
-        with mock.patch.object(self.vm, "qmp", return_value=ring) as qmp, \
-                mock.patch.object(self.vm, "_hmp", side_effect=lambda command: command) as hmp:
-            said = self.vm._queue(3, 1)
-        qmp.assert_called_once_with("x-query-virtio-queue-status",
-                                    path="/machine/peripheral/disk3/virtio-backend", queue=1)
+    def test_what_devices_and_drivers_say_of_their_queues(self):
+        ring = {"vring-num": 256, "vring-desc": 0x100, "vring-avail": 0x1000, "vring-used": 0x2000}
+        answers = {"x-query-virtio": [{"path": "/disk3"}], "x-query-virtio-status": {"num-vqs": 2}}
+        with mock.patch.object(self.vm, "_hmp", side_effect=lambda command: command) as hmp, \
+                mock.patch.object(self.vm, "qmp", side_effect=lambda command, **arguments: answers.get(
+                    command, ring if arguments.get("queue") else ring | {"vring-desc": 0})):
+            said = list(self.vm._queues())
         self.assertEqual(hmp.call_count, 4)
+        self.assertIn("/disk3, queue 1\n", said[0])            # the other is not in use
         self.assertEqual(said[1:], ["avail flags, idx: xp /2xh 0x1000", "used_event: xp /2xh 0x1204",
                                     "used flags, idx: xp /2xh 0x2000", "avail_event: xp /2xh 0x2804"])
-        with mock.patch.object(self.vm, "qmp", side_effect=ToolError("no such queue")):
-            self.assertEqual(self.vm._queue(3, 1), ["no such queue"])
+        with mock.patch.object(self.vm, "qmp", side_effect=ToolError("no such command")):
+            self.assertEqual(list(self.vm._queues()), ["no such command"])
 
     def test_gone(self):
         self.far.close()
@@ -281,13 +282,14 @@ class Channel(unittest.TestCase):
             self.addCleanup(p.kill)
         with tempfile.TemporaryDirectory() as d, mock.patch.object(self.vm, "log_dir", pathlib.Path(d)):
             for p, low, high in [(spin, .5, 1.1), (idle, 0, .5)]:
-                with mock.patch.object(guest.Guest, "pid", p.pid), \
+                with mock.patch.object(guest.Guest, "pid", p.pid), mock.patch.object(self.vm, "_queues", return_value=[]), \
                         mock.patch.object(self.vm, "qmp", lambda _, p=p: [{"thread-id": p.pid}]):
                     busy = self.vm._examine()
                     self.assertTrue(low <= busy < high, busy)
+            said = pathlib.Path(d, f"{self.vm.label}.hang").read_text()
+            self.assertTrue("info registers" in said and f"vCPU {p.pid}: " in said, said)
             with mock.patch.object(self.vm, "qmp", side_effect=ToolError("no QMP")):
                 self.assertEqual(self.vm._examine(), 0)
-            self.assertIn("info registers", pathlib.Path(d, f"{self.vm.label}.hang").read_text())
 
     def test_failed_command(self):
         self.answer(lambda job: self.frame(job, 1, b"first\nno such file\n"))

@@ -407,17 +407,21 @@ class Guest(Jobs):
         parts = wanted()[0]
         return [parts[self.iothread_tid(n)] for n in range(len(self.disks))]
 
-    def _queue(self, n: int, queue: int) -> list[str]:
-        """What the device and the driver of virtio disk n say of a virtqueue, as far as both can be asked."""
-        path = f"/machine/peripheral/disk{n}/virtio-backend"
+    def _queues(self) -> Iterator[str]:
+        """What devices and drivers say of the virtqueues that are in use; split ones, as the guest has them."""
         try:
-            ring = self.qmp("x-query-virtio-queue-status", path=path, queue=queue)
+            for path in [device["path"] for device in self.qmp("x-query-virtio")]:
+                for queue in range(self.qmp("x-query-virtio-status", path=path)["num-vqs"]):
+                    ring = self.qmp("x-query-virtio-queue-status", path=path, queue=queue)
+                    avail, used, size = ring["vring-avail"], ring["vring-used"], ring["vring-num"]
+                    if not ring["vring-desc"]:
+                        continue
+                    yield f"== {path}, queue {queue}\n{ring}"
+                    for name, at in {"avail flags, idx": avail, "used_event": avail + 4 + 2 * size,
+                                     "used flags, idx": used, "avail_event": used + 4 + 8 * size}.items():
+                        yield f"{name}: " + self._hmp(f"xp /2xh {at:#x}").strip()
         except ToolError as e:
-            return [str(e)]
-        avail, used, size = ring["vring-avail"], ring["vring-used"], ring["vring-num"]
-        fields = {"avail flags, idx": avail, "used_event": avail + 4 + 2 * size,
-                  "used flags, idx": used, "avail_event": used + 4 + 8 * size}
-        return [str(ring), *(f"{name}: " + self._hmp(f"xp /2xh {at:#x}").strip() for name, at in fields.items())]
+            yield str(e)
 
     def _hmp(self, command: str) -> str:
         try:
@@ -439,13 +443,12 @@ class Guest(Jobs):
             vcpus = []
         watch = self._watch()
         with open(self.log_dir / f"{self.label}.hang", "w") as out:
-            for command in commands:
+            for command in commands if vcpus else []:       # a monitor that answers
                 print(f"== {command}\n{self._hmp(command)}", file=out)
                 time.sleep(0.5)
             wanted, seconds = watch()
-            for n, disk in enumerate(self.disks):
-                for queue in range(disk.queues if disk.driver.startswith("virtio") else 0):
-                    print(f"== disk {n}, queue {queue}", *self._queue(n, queue), sep="\n", file=out)
+            if vcpus:
+                print(*self._queues(), sep="\n", file=out)
             for tid, part in wanted.items():
                 print(f"{'vCPU' if tid in vcpus else 'thread'} {tid}: {part:.0%} of {seconds:.1f} s", file=out)
         return max((wanted.get(tid, 0) for tid in vcpus), default=0)
