@@ -109,11 +109,23 @@ def wanted(name: str, directory: str) -> str:
         raise ToolError(f"{file.name} does not fit the results ({type(e).__name__}: {e})") from e
 
 
+def columns(name: str) -> str:
+    """What a command has printed: columns that have a tab or two spaces between them."""
+    try:
+        lines = (common.ROOT / "results" / name).read_text().splitlines()
+    except OSError as e:
+        raise ToolError(f"results/{name}: {e.strerror}") from e
+    cells = [re.split(r"\t| {2,}", line.strip()) for line in lines]
+    width = max(map(len, cells), default=0)
+    return markdown_lines([line + [""] * (width - len(line)) for line in cells])
+
+
 MARKERS: dict[re.Pattern[str], Callable[..., str]] = {
     re.compile(r"<!-- table: ([^:]+): ([^:]+) -->"): table,
-    re.compile(r"<!-- grid: ([^:]+): ([^:]+): ([^:]+) -->"): grid,
-    re.compile(r"<!-- steps: ([^:]+): ([^:]+): ([^:]+) -->"): steps,
+    re.compile(r"<!-- grid: ([^:]+): ([^:]+): (.+) -->"): grid,
+    re.compile(r"<!-- steps: ([^:]+): ([^:]+): (.+) -->"): steps,
     re.compile(r"<!-- index -->"): index,
+    re.compile(r"<!-- columns: ([^:]+) -->"): columns,
     re.compile(r"<!-- losses: ([^:]+) -->"): losses,
     re.compile(r"<!-- wanted: ([^:]+): ([^:]+) -->"): wanted,
 }
@@ -126,7 +138,8 @@ def made(marker: str) -> str:
             return make(*m.groups())
     raise ToolError(f"{marker}: no such marker; it is <!-- table: DIRECTORY ...: METRIC ... -->, "
                     "<!-- grid: DIRECTORY: METRIC: REST -->, <!-- steps: DIRECTORY: METRIC: REST -->, "
-                    "<!-- losses: DIRECTORY ... -->, <!-- wanted: FILE: DIRECTORY --> or <!-- index -->")
+                    "<!-- losses: DIRECTORY ... -->, <!-- wanted: FILE: DIRECTORY -->, <!-- columns: FILE --> or "
+                    "<!-- index -->")
 
 
 def updated(text: str) -> Iterator[str]:
@@ -262,8 +275,8 @@ def main(_: Options) -> None:
     `./dc results --markdown`; or <!-- grid: DIRECTORY: METRIC: REST -->, engines and depths of those
     configurations whose other parts are REST; or <!-- steps: DIRECTORY: METRIC: REST -->, the same with a column
     for each of the results in DIRECTORY; or <!-- losses: DIRECTORY ... -->, what is worse outside of the noise;
-    <!-- wanted: FILE: DIRECTORY -->, lower ends of IOPS and what FILE wants; or <!-- index -->, the results that
-    there are. pin.json has the tables of topics' cover letters, and of patches by their subjects.
+    <!-- wanted: FILE: DIRECTORY -->, lower ends of IOPS and what FILE wants; or <!-- columns: FILE -->, what a
+    command has printed; or <!-- index -->, the results that there are. pin.json has the tables of topics' cover letters, and of patches by their subjects.
     """
     for path, text in [*((path, update(path)) for path in documents()), *mails()]:
         if text != path.read_text():

@@ -56,6 +56,18 @@ class Documents(unittest.TestCase):
             with self.subTest(content), self.assertRaisesRegex(ToolError, "x.json does not fit the results"):
                 self.updated(marker.format(file))
 
+    def test_what_a_command_has_printed(self):
+        file = self.path.with_suffix(".txt")
+        file.write_text("what   base  series\n  a b  1,000     2\t-3\n")
+        self.assertEqual(self.updated(f"<!-- columns: {file} -->\n"), f"""<!-- columns: {file} -->
+| what | base | series |  |
+| --- | --- | --- | --- |
+| a b | 1,000 | 2 | -3 |
+
+""")
+        with self.assertRaisesRegex(ToolError, "No such file"):
+            self.updated(f"<!-- columns: {file}x -->\n")
+
     def test_losses_are_those_outside_of_the_noise(self):
         table = docs.results(RESULTS).table
         self.addCleanup(docs.results.cache_clear)
