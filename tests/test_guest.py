@@ -190,29 +190,48 @@ class Channel(unittest.TestCase):
             self.vm.run("x", .3)
 
     def test_no_answer_is_looked_into(self):
-        for code, looks in [(None, 1), (0, 0)]:         # not at a QEMU that has ended
+        for code, accel, waits, kind, said, looks in [
+                (None, "tcg", None, guest.Stuck, "no disk waits for QEMU, so it may be TCG's", 1),
+                (None, "kvm", None, ToolError, "no disk waits for QEMU$", 1),
+                (None, "tcg", "queue 0: 3 requests do not complete", ToolError, "3 requests do not complete", 1),
+                (0, "tcg", None, ToolError, "QEMU ended with 0", 0)]:
             qemu = mock.Mock(code=code, pid=300)
+            qemu.wait.side_effect = None if code == 0 else subprocess.TimeoutExpired("qemu", 1)
             qemu.wait.return_value = code
-            with self.subTest(code=code), mock.patch.object(self.vm, "_qemu", qemu), \
-                    mock.patch.object(self.vm, "_examine") as examine, mock.patch("dctools.common.progress"), \
+            with self.subTest(said), mock.patch.object(self.vm, "_qemu", qemu), \
+                    mock.patch.object(self.vm, "accel", accel), mock.patch("dctools.common.progress"), \
+                    mock.patch.object(self.vm, "_waits_for", return_value=waits), \
+                    mock.patch.object(self.vm, "_examine") as examine, \
                     mock.patch.object(self.vm, "_note_stacks") as stacks, \
-                    self.assertRaisesRegex(ToolError, "no answer in time"):
+                    self.assertRaisesRegex(ToolError, "no answer in time.*" + said) as e:
                 self.vm.run("x", .1)
+            self.assertIs(type(e.exception), kind)
             self.assertEqual([examine.call_count, stacks.call_count], [looks, looks])
 
-    def test_what_devices_and_drivers_say_of_their_queues(self):
-        ring = {"vring-num": 256, "vring-desc": 0x100, "vring-avail": 0x1000, "vring-used": 0x2000}
-        answers = {"x-query-virtio": [{"path": "/disk3"}], "x-query-virtio-status": {"num-vqs": 2}}
-        with mock.patch.object(self.vm, "_hmp", side_effect=lambda command: command) as hmp, \
-                mock.patch.object(self.vm, "qmp", side_effect=lambda command, **arguments: answers.get(
-                    command, ring if arguments.get("queue") else ring | {"vring-desc": 0})):
-            said = list(self.vm._queues())
-        self.assertEqual(hmp.call_count, 4)
-        self.assertIn("/disk3, queue 1\n", said[0])            # the other is not in use
-        self.assertEqual(said[1:], ["avail flags, idx: xp /2xh 0x1000", "used_event: xp /2xh 0x1204",
-                                    "used flags, idx: xp /2xh 0x2000", "avail_event: xp /2xh 0x2804"])
+    def test_what_the_disks_wait_for(self):
+        ring = {"name": "virtio-blk", "vring-num": 256, "vring-desc": 0x100, "vring-avail": 0x1000,
+                "vring-used": 0x2000, "last-avail-idx": 0xffff, "inuse": 0}
+        for change, words, said in [
+                ({}, (0xffff, 0xffff, 0xffff), None), ({}, (0, 0xffff, 0xffff), "has not taken all requests"),
+                ({"inuse": 2}, (0xffff, 0xfffd, 0xfffd), "2 requests do not complete"),
+                ({}, (0xffff, 0xffff, 0xfffe), "the driver has not taken all used buffers"),
+                ({"name": "virtio-serial"}, (0, 1, 2), None), ({"vring-desc": 0}, (0, 1, 2), None)]:
+            memory = dict(zip((0x1002, 0x2002, 0x1204), words))
+            answers = {"x-query-virtio": [{"path": "/disk3"}], "x-query-virtio-status": {"num-vqs": 1},
+                       "x-query-virtio-queue-status": ring | change}
+
+            def hmp(command, memory=memory):
+                address = int(command.removeprefix("xp /1xh "), 16)
+                return f"{address:016x}: 0x{memory[address]:04x}\r\n"
+            with self.subTest(said), mock.patch.object(self.vm, "_hmp", hmp), \
+                    mock.patch.object(self.vm, "qmp", lambda command, answers=answers, **_: answers[command]):
+                found = self.vm._waits_for()
+            self.assertTrue(found is None if said is None else found.endswith(said), found)
         with mock.patch.object(self.vm, "qmp", side_effect=ToolError("no such command")):
-            self.assertEqual(list(self.vm._queues()), ["no such command"])
+            self.assertIn("it may wait for a disk: no such command", self.vm._waits_for())
+        for disk in (guest.Disk("x", driver="virtio-scsi-pci"), guest.Disk("x", event_idx=False)):
+            with mock.patch.object(self.vm, "disks", [disk]):
+                self.assertIn("it may wait for one", self.vm._waits_for())
 
     def test_gone(self):
         self.far.close()
@@ -282,7 +301,7 @@ class Channel(unittest.TestCase):
             self.addCleanup(p.kill)
         with tempfile.TemporaryDirectory() as d, mock.patch.object(self.vm, "log_dir", pathlib.Path(d)):
             for p, low, high in [(spin, .5, 1.1), (idle, 0, .5)]:
-                with mock.patch.object(guest.Guest, "pid", p.pid), mock.patch.object(self.vm, "_queues", return_value=[]), \
+                with mock.patch.object(guest.Guest, "pid", p.pid), mock.patch.object(self.vm, "_rings", return_value=[]), \
                         mock.patch.object(self.vm, "qmp", lambda _, p=p: [{"thread-id": p.pid}]):
                     busy = self.vm._examine()
                     self.assertTrue(low <= busy < high, busy)

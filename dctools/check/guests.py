@@ -182,6 +182,25 @@ def check_guest(results: Results, stack: str) -> None:
     results.do("guest nvme: boots, ends, and fio notices a damaged block", nvme, results, binary)
 
 
+def no_answer(binary: pathlib.Path) -> None:
+    """A job without an answer: what it waits for has to be named, a disk with any engine, or none."""
+    disk = str(stress.our_disk())
+    disks = [guest.Disk(disk, aio=aio, read_only=True) for aio in guest.AIO]
+    with guest.Guest(binary, disks, label="no-answer", log_dir=logs()) as vm:
+        vm.wait_ready()
+        for n in range(len(disks)):
+            def throttle(bps: int, n: int = n) -> None:
+                none = dict.fromkeys(["bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"], 0)
+                vm.qmp("block_set_io_throttle", args_dict={"id": disks[n].qdev(n), "bps": bps, **none})
+            read = f"dd if={vm.disk(n)[0]} of=/dev/null bs=4k count=2 iflag=direct"
+            vm.check(read)
+            throttle(1)
+            must_fail(f"disk{n}/virtio-backend, queue 0: 1 requests do not complete", vm.run, read, 2)
+            throttle(0)
+            vm.check(read)
+        must_fail("no disk waits for QEMU", vm.run, "sleep 60", 1)
+
+
 def check_stress(results: Results, stack: str) -> None:
     """Stop and continue loaded guests: no notification may be lost."""
     guest.build_image()
@@ -205,6 +224,7 @@ def check_stress(results: Results, stack: str) -> None:
             vm.qmp("stop")              # and no cont: from now on it hangs
             must_fail("the disk hangs", stress.wait_for_progress, vm, stress.reads(vm), 1, 2)
     results.do("stress: a disk that hangs is noticed", notices)
+    results.do("stress: a guest without an answer, what it waits for is named", no_answer, binary)
 
 
 def check_soak(results: Results, stack: str) -> None:

@@ -8,10 +8,10 @@
 
 from dctools.guest.disk import AIO, DRIVERS, Disk, check_direct
 from dctools.guest.image import build_image
-from dctools.guest.machine import MACHINE, Guest, Hang, accelerator
+from dctools.guest.machine import MACHINE, Guest, Hang, Stuck, accelerator
 from dctools.guest.qemu import qemu_python
 from dctools.guest.storage import StorageDaemon
 from dctools.guest.uml import Uml
 
-__all__ = ["AIO", "DRIVERS", "MACHINE", "Disk", "Guest", "Hang", "StorageDaemon", "Uml", "accelerator", "build_image",
-           "check_direct", "qemu_python"]
+__all__ = ["AIO", "DRIVERS", "MACHINE", "Disk", "Guest", "Hang", "StorageDaemon", "Stuck", "Uml", "accelerator",
+           "build_image", "check_direct", "qemu_python"]

@@ -23,6 +23,7 @@ from dctools.guest import image as image_
 from dctools.guest.disk import FIRST_SLOT, MOST_DISKS, Disk, check_direct
 from dctools.guest.jobs import Jobs
 from dctools.guest.qemu import Qemu, qemu_python
+from dctools.guest.rings import Ring, rings, word_of
 
 # One machine type whatever the binary, so that two of them can be compared.
 MACHINE = "pc-i440fx-7.2"
@@ -39,6 +40,10 @@ def accelerator() -> str:
 
 class Hang(ToolError):
     """QEMU, or its storage daemon, does not end or gives no answer."""
+
+
+class Stuck(ToolError):
+    """A guest under TCG gives no answer, and its disks wait for nothing."""
 
 
 class Guest(Jobs):
@@ -296,13 +301,17 @@ class Guest(Jobs):
         """(exit status, output of both streams) of the job; without an answer, what QEMU does is noted first."""
         try:
             return super().finish(job, timeout)
-        except ToolError:
-            if self._qemu and self._qemu.code is None:          # it has not ended
-                self._examine()
-                if self.pid:
-                    self._note_stacks(self.pid)
-                common.progress(f"{self.label}: what QEMU does stands in {self.log_dir / self.label}.hang and .stacks")
-            raise
+        except ToolError as e:
+            if not self._qemu or self._qemu.code is not None:
+                raise
+            self._examine()
+            if self.pid:
+                self._note_stacks(self.pid)
+            waits = self._waits_for()
+            common.progress(f"{self.label}: what QEMU does stands in {self.log_dir / self.label}.hang and .stacks")
+            if self.accel != "tcg" or waits:
+                raise ToolError(f"{e}; {waits or 'no disk waits for QEMU'}") from None
+            raise Stuck(f"{e}; no disk waits for QEMU, so it may be TCG's fault (docs/tests.md)") from None
 
     def _said(self) -> str:
         return process.said(self.qemu_log)
@@ -407,21 +416,18 @@ class Guest(Jobs):
         parts = wanted()[0]
         return [parts[self.iothread_tid(n)] for n in range(len(self.disks))]
 
-    def _queues(self) -> Iterator[str]:
-        """What devices and drivers say of the virtqueues that are in use; split ones, as the guest has them."""
+    def _rings(self) -> list[Ring]:
+        """The virtqueues that the guest has set up."""
+        return list(rings(self.qmp, lambda address: word_of(self._hmp(f"xp /1xh {address:#x}"))))
+
+    def _waits_for(self) -> str | None:
+        """What the guest's disks wait for; None if for nothing."""
+        if any(disk.driver != "virtio-blk-pci" or not disk.event_idx for disk in self.disks):
+            return "not every disk is virtio-blk with EVENT_IDX, so it may wait for one"
         try:
-            for path in [device["path"] for device in self.qmp("x-query-virtio")]:
-                for queue in range(self.qmp("x-query-virtio-status", path=path)["num-vqs"]):
-                    ring = self.qmp("x-query-virtio-queue-status", path=path, queue=queue)
-                    avail, used, size = ring["vring-avail"], ring["vring-used"], ring["vring-num"]
-                    if not ring["vring-desc"]:
-                        continue
-                    yield f"== {path}, queue {queue}\n{ring}"
-                    for name, at in {"avail flags, idx": avail, "used_event": avail + 4 + 2 * size,
-                                     "used flags, idx": used, "avail_event": used + 4 + 8 * size}.items():
-                        yield f"{name}: " + self._hmp(f"xp /2xh {at:#x}").strip()
-        except ToolError as e:
-            yield str(e)
+            return next(filter(None, (r.waits_for() for r in self._rings() if r.status["name"] == "virtio-blk")), None)
+        except (ToolError, ValueError, LookupError) as e:
+            return f"it may wait for a disk: {e}"
 
     def _hmp(self, command: str) -> str:
         try:
@@ -447,8 +453,10 @@ class Guest(Jobs):
                 print(f"== {command}\n{self._hmp(command)}", file=out)
                 time.sleep(0.5)
             wanted, seconds = watch()
-            if vcpus:
-                print(*self._queues(), sep="\n", file=out)
+            try:
+                print("== virtqueues", *(self._rings() if vcpus else []), sep="\n", file=out)
+            except (ToolError, ValueError, LookupError) as e:
+                print(e, file=out)
             for tid, part in wanted.items():
                 print(f"{'vCPU' if tid in vcpus else 'thread'} {tid}: {part:.0%} of {seconds:.1f} s", file=out)
         return max((wanted.get(tid, 0) for tid in vcpus), default=0)

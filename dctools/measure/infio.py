@@ -29,6 +29,7 @@ RW = ["read", "write", "randread", "randwrite", "rw", "readwrite", "randrw",
       "trim", "randtrim", "trimwrite"]
 DISK_MIB = 512
 WARM_UP = 0.5           # seconds of fio in each guest before anything is counted
+MOST_STUCK = 2          # guests of a run that may get stuck, see guest.Stuck
 
 Runs = Generator[tuple[str, dict[str, Any]], None, None]        # (engine, raw result), as they are measured
 Shown = TypeVar("Shown", bound=report.FioResults)
@@ -209,21 +210,31 @@ def measure(rounds: Sequence[Round], both: Sequence[compared.Binary], out: pathl
             run: Callable[[compared.Binary, Sequence[str], str, pathlib.Path], Runs]) -> None:
     """Run the plan; each result is on disk before the next begins. run(binary, engines, label, log_dir)."""
     total, pairs = sum(len(engines) for _, _, engines in rounds), max(pair for pair, _, _ in rounds)
-    start, n = time.monotonic(), 0
+    start, n, stuck = time.monotonic(), 0, 0
     for pair, role, engines in rounds:
-        binary = both[1] if role == "series" else both[0]
-        process = run(binary, engines, f"{pair:03}-{role}", out / "log")
-        with contextlib.closing(process):       # ends QEMU whatever happens in between
-            for engine, raw in process:
-                n += 1
-                result = {"n": n, "pair": pair, "role": role, "engine": engine,
-                          "binary": dataclasses.asdict(binary), **raw}
-                compared.keep(out / f"run-{n:03}.json", result)
-                left = (time.monotonic() - start) / n * (total - n)
-                name = binary.label + (" again" if role == "base2" else "")
-                iops = report.fio_figures(result)["iops"]
-                common.progress(f"run {n} of {total}: pair {pair} of {pairs}, {name}, aio={engine}: "
-                                f"{iops:,.0f} IOPS; {int(left) // 60}:{int(left) % 60:02} left")
+        binary, left = both[1] if role == "series" else both[0], list(engines)
+        while left:
+            process = run(binary, tuple(left), f"{pair:03}-{role}" + (f"-{stuck}" if stuck else ""), out / "log")
+            try:
+                with contextlib.closing(process):       # ends QEMU whatever happens in between
+                    for engine, raw in process:
+                        n += 1
+                        left.remove(engine)
+                        result = {"n": n, "pair": pair, "role": role, "engine": engine,
+                                  "binary": dataclasses.asdict(binary), **raw}
+                        compared.keep(out / f"run-{n:03}.json", result)
+                        seconds = (time.monotonic() - start) / n * (total - n)
+                        name = binary.label + (" again" if role == "base2" else "")
+                        iops = report.fio_figures(result)["iops"]
+                        common.progress(f"run {n} of {total}: pair {pair} of {pairs}, {name}, aio={engine}: "
+                                        f"{iops:,.0f} IOPS; {int(seconds) // 60}:{int(seconds) % 60:02} left")
+            except guest.Stuck as e:
+                stuck += 1
+                if stuck > MOST_STUCK:
+                    raise
+                with open(out / report.STUCK, "a") as notes:
+                    print(e, file=notes)
+                common.progress(f"{e}; another one takes its place")
 
 
 def measured(out: pathlib.Path, work: Callable[[], None], kind: type[Shown]) -> Shown:

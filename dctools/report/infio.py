@@ -13,7 +13,7 @@ from dctools.report import page, plots
 from dctools.report.results import Results
 from dctools.report.statistics import ROLES, analyse
 
-
+STUCK = "stuck.txt"     # of which guests another took the place, see guest.Stuck
 SIDES = ["read", "write", "trim", "mixed"]      # of a job in fio's JSON
 
 
@@ -130,6 +130,10 @@ class FioResults(Results):
         p, done = self.info["parameters"], self.complete()
         yield from self.workload()
         yield from self.host_lines(self.others() / self.info["host"]["cpus"])
+        notes = self.directory / STUCK
+        if notes.is_file():
+            stuck = notes.read_text().splitlines()
+            yield f"{len(stuck)} guests got stuck under TCG, others took their places: {notes}"
         yield (f"{done} pairs" + (f" of {p['pairs']} planned" if done < p["pairs"] else "") +
                f" of fresh processes, order random (seed {p['seed']}); {self.info['date']}")
         yield from self.binary_lines()
