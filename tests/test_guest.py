@@ -17,6 +17,7 @@ from unittest import mock
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from dctools import common, guest
 from dctools.common import ToolError
+from dctools.guest.jobs import Late
 from dctools.guest import qemu
 
 # where QEMU's python library is
@@ -190,40 +191,52 @@ class Channel(unittest.TestCase):
             self.vm.run("x", .3)
 
     def test_no_answer_is_looked_into(self):
-        for code, accel, waits, kind, said, looks in [
-                (None, "tcg", None, guest.Stuck, "no disk waits for QEMU, so it may be TCG's", 1),
-                (None, "kvm", None, ToolError, "no disk waits for QEMU$", 1),
-                (None, "tcg", "queue 0: 3 requests do not complete", ToolError, "3 requests do not complete", 1),
-                (0, "tcg", None, ToolError, "QEMU ended with 0", 0)]:
+        for code, accel, busy, waits, kind, said, looks in [
+                (None, "tcg", .9, None, guest.Stuck, "a vCPU is busy .*; no disk waits for QEMU$", 1),
+                (None, "tcg", .1, None, ToolError, "its vCPUs are idle; no disk waits for QEMU$", 1),
+                (None, "kvm", .9, None, ToolError, "a vCPU is busy .*; no disk waits for QEMU$", 1),
+                (None, "tcg", .9, "queue 0: 3 requests do not complete", ToolError, "3 requests do not complete", 1),
+                (0, "tcg", .9, None, Late, "QEMU ended with 0", 0)]:
             qemu = mock.Mock(code=code, pid=300)
             qemu.wait.side_effect = None if code == 0 else subprocess.TimeoutExpired("qemu", 1)
             qemu.wait.return_value = code
             with self.subTest(said), mock.patch.object(self.vm, "_qemu", qemu), \
                     mock.patch.object(self.vm, "accel", accel), mock.patch("dctools.common.progress"), \
                     mock.patch.object(self.vm, "_waits_for", return_value=waits), \
-                    mock.patch.object(self.vm, "_examine") as examine, \
+                    mock.patch.object(self.vm, "_examine", return_value=busy) as examine, \
                     mock.patch.object(self.vm, "_note_stacks") as stacks, \
                     self.assertRaisesRegex(ToolError, "no answer in time.*" + said) as e:
                 self.vm.run("x", .1)
             self.assertIs(type(e.exception), kind)
             self.assertEqual([examine.call_count, stacks.call_count], [looks, looks])
 
+    def test_a_damaged_answer_is_none_of_tcg(self):
+        self.answer(lambda job: self.frame(job, 0, b"data", "0" * 32))
+        with mock.patch.object(self.vm, "_qemu", mock.Mock(code=None)), \
+                mock.patch.object(self.vm, "_dead", ToolError), self.assertRaisesRegex(ToolError, "damaged") as e:
+            self.vm.run("x", 5)
+        self.assertIs(type(e.exception), ToolError)
+
     def test_what_the_disks_wait_for(self):
         ring = {"name": "virtio-blk", "vring-num": 256, "vring-desc": 0x100, "vring-avail": 0x1000,
                 "vring-used": 0x2000, "last-avail-idx": 0xffff, "inuse": 0}
-        for change, words, said in [
-                ({}, (0xffff, 0xffff, 0xffff), None), ({}, (0, 0xffff, 0xffff), "has not taken all requests"),
-                ({"inuse": 2}, (0xffff, 0xfffd, 0xfffd), "2 requests do not complete"),
-                ({}, (0xffff, 0xffff, 0xfffe), "the driver has not taken all used buffers"),
-                ({"name": "virtio-serial"}, (0, 1, 2), None), ({"vring-desc": 0}, (0, 1, 2), None)]:
+        rest = (0xffff, 0xffff, 0xffff)
+        for change, broken, words, said in [
+                ({}, False, rest, None), ({}, True, rest, "the device is broken"),
+                ({}, False, (0, 0xffff, 0xffff), "has not taken all requests"),
+                ({"inuse": 2}, False, (0xffff, 0xfffd, 0xfffd), "2 requests do not complete"),
+                ({}, False, (0xffff, 0xffff, 0xfffe), "the driver has not taken all used buffers"),
+                ({"name": "virtio-serial"}, False, rest, "not every disk has a virtqueue"),
+                ({"vring-desc": 0}, False, rest, "not every disk has a virtqueue")]:
             memory = dict(zip((0x1002, 0x2002, 0x1204), words))
-            answers = {"x-query-virtio": [{"path": "/disk3"}], "x-query-virtio-status": {"num-vqs": 1},
-                       "x-query-virtio-queue-status": ring | change}
+            answers = {"x-query-virtio": [{"path": "/disk0"}], "x-query-virtio-queue-status": ring | change,
+                       "x-query-virtio-status": {"num-vqs": 1, "broken": broken}}
 
             def hmp(command, memory=memory):
                 address = int(command.removeprefix("xp /1xh "), 16)
                 return f"{address:016x}: 0x{memory[address]:04x}\r\n"
             with self.subTest(said), mock.patch.object(self.vm, "_hmp", hmp), \
+                    mock.patch.object(self.vm, "disks", [guest.Disk("x")]), \
                     mock.patch.object(self.vm, "qmp", lambda command, answers=answers, **_: answers[command]):
                 found = self.vm._waits_for()
             self.assertTrue(found is None if said is None else found.endswith(said), found)

@@ -198,7 +198,8 @@ def no_answer(binary: pathlib.Path) -> None:
             must_fail(f"disk{n}/virtio-backend, queue 0: 1 requests do not complete", vm.run, read, 2)
             throttle(0)
             vm.check(read)
-        must_fail("no disk waits for QEMU", vm.run, "sleep 60", 1)
+        must_fail("its vCPUs are idle; no disk waits for QEMU", vm.run, "sleep 4", 1)
+        must_fail("a vCPU is busy", vm.run, "while :; do :; done", 5)
 
 
 def check_stress(results: Results, stack: str) -> None:

@@ -12,6 +12,10 @@ import time
 from dctools.common import ToolError
 
 
+class Late(ToolError):
+    """The guest has not answered in time."""
+
+
 class Jobs:
     """A guest that takes jobs. Whoever starts it gives it the other end of the socket."""
 
@@ -32,7 +36,7 @@ class Jobs:
     def _receive(self, deadline: float, what: str) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise self._dead(f"no answer in time from the guest to {what}")
+            raise Late(str(self._dead(f"no answer in time from the guest to {what}")))
         self._channel.settimeout(left)
         data: bytes | None
         try:

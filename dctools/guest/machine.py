@@ -21,7 +21,7 @@ from dctools import common, process
 from dctools.common import ToolError
 from dctools.guest import image as image_
 from dctools.guest.disk import FIRST_SLOT, MOST_DISKS, Disk, check_direct
-from dctools.guest.jobs import Jobs
+from dctools.guest.jobs import Jobs, Late
 from dctools.guest.qemu import Qemu, qemu_python
 from dctools.guest.rings import Ring, rings, word_of
 
@@ -43,7 +43,7 @@ class Hang(ToolError):
 
 
 class Stuck(ToolError):
-    """A guest under TCG gives no answer, and its disks wait for nothing."""
+    """A guest under TCG gives no answer: a vCPU does not get on, and its disks wait for nothing."""
 
 
 class Guest(Jobs):
@@ -299,19 +299,27 @@ class Guest(Jobs):
 
     def finish(self, job: str, timeout: float = 60) -> tuple[int, str]:
         """(exit status, output of both streams) of the job; without an answer, what QEMU does is noted first."""
+        said_before = self._console_size()
         try:
             return super().finish(job, timeout)
-        except ToolError as e:
+        except Late as e:
             if not self._qemu or self._qemu.code is not None:
                 raise
-            self._examine()
+            waits = self._waits_for()       # before a look wakes QEMU up, which may be what it lacks
+            slow, why = self._state(self._examine(), said_before)
             if self.pid:
                 self._note_stacks(self.pid)
-            waits = self._waits_for()
             common.progress(f"{self.label}: what QEMU does stands in {self.log_dir / self.label}.hang and .stacks")
-            if self.accel != "tcg" or waits:
-                raise ToolError(f"{e}; {waits or 'no disk waits for QEMU'}") from None
-            raise Stuck(f"{e}; no disk waits for QEMU, so it may be TCG's fault (docs/tests.md)") from None
+            kind = Stuck if slow and not waits and self.accel == "tcg" else ToolError
+            raise kind(f"{e}; {why}; {waits or 'no disk waits for QEMU'}") from None
+
+    def _state(self, busy: float, said_before: int) -> tuple[bool, str]:
+        """Whether it is TCG that keeps the guest from getting on, and what its vCPUs do."""
+        if busy >= .5:
+            return True, f"a vCPU is busy ({busy:.0%}) and does not get on"
+        if self._stalls(said_before):
+            return True, "a vCPU gets no timer interrupts"
+        return False, "its vCPUs are idle"
 
     def _said(self) -> str:
         return process.said(self.qemu_log)
@@ -343,13 +351,11 @@ class Guest(Jobs):
                 self._wait_for_init(timeout)
                 break
             except ToolError as e:
-                busy, stalls = self._examine(), self._stalls(said_before)
+                slow, why = self._state(self._examine(), said_before)
                 with contextlib.suppress(ToolError):        # was it only slow?
                     self._wait_for_init(.1)
                     break
-                why = f"a vCPU is busy ({busy:.0%}) and does not get on" if busy >= .5 else \
-                    "a vCPU gets no timer interrupts" if stalls else "its vCPUs are idle"
-                if self.accel != "tcg" or not chance or (busy < .5 and not stalls):
+                if self.accel != "tcg" or not chance or not slow:
                     raise ToolError(f"{e}; {why}") from None
                 common.progress(f"{self.label}: {why}; resetting the guest")
                 self._press_reset()
@@ -425,9 +431,12 @@ class Guest(Jobs):
         if any(disk.driver != "virtio-blk-pci" or not disk.event_idx for disk in self.disks):
             return "not every disk is virtio-blk with EVENT_IDX, so it may wait for one"
         try:
-            return next(filter(None, (r.waits_for() for r in self._rings() if r.status["name"] == "virtio-blk")), None)
+            found = [r for r in self._rings() if r.status["name"] == "virtio-blk"]
         except (ToolError, ValueError, LookupError) as e:
             return f"it may wait for a disk: {e}"
+        if len({r.path for r in found}) < len(self.disks):
+            return "not every disk has a virtqueue"
+        return next(filter(None, (r.waits_for() for r in found)), None)
 
     def _hmp(self, command: str) -> str:
         try:

@@ -10,17 +10,26 @@ from typing import Any
 @dataclasses.dataclass(frozen=True)
 class Ring:
     """A split virtqueue, as its device and, in the guest's memory, its driver see it."""
-    name: str
+    path: str
+    queue: int
+    broken: bool
     status: dict[str, Any]      # of x-query-virtio-queue-status
     avail: int                  # up to here the driver has made requests available
     used: int                   # up to here the device has used them
     used_event: int             # the driver is notified when the device gets beyond this
 
+    @property
+    def name(self) -> str:
+        return f"{self.path}, queue {self.queue}"
+
     def __str__(self) -> str:
-        return f"{self.name}: avail {self.avail}, used {self.used}, used_event {self.used_event}, {self.status}"
+        return f"{self.name}: avail {self.avail}, used {self.used}, used_event {self.used_event}, {self.status}" + \
+            (", broken" if self.broken else "")
 
     def waits_for(self) -> str | None:
         """What the driver of a disk still waits for, if nothing moves. It has EVENT_IDX."""
+        if self.broken:
+            return f"{self.name}: the device is broken"
         if self.avail != self.status["last-avail-idx"]:
             return f"{self.name}: the device has not taken all requests"
         if self.status["inuse"]:
@@ -33,11 +42,12 @@ class Ring:
 def rings(qmp: Callable[..., Any], word: Callable[[int], int]) -> Iterator[Ring]:
     """The virtqueues that the guest has set up; word(address) has two bytes of its memory."""
     for path in [device["path"] for device in qmp("x-query-virtio")]:
-        for queue in range(qmp("x-query-virtio-status", path=path)["num-vqs"]):
+        device = qmp("x-query-virtio-status", path=path)
+        for queue in range(device["num-vqs"]):
             status = qmp("x-query-virtio-queue-status", path=path, queue=queue)
             if status["vring-desc"]:
                 avail, used = status["vring-avail"], status["vring-used"]
-                yield Ring(f"{path}, queue {queue}", status, word(avail + 2), word(used + 2),
+                yield Ring(path, queue, device["broken"], status, word(avail + 2), word(used + 2),
                            word(avail + 4 + 2 * status["vring-num"]))
 
 

@@ -211,30 +211,34 @@ def measure(rounds: Sequence[Round], both: Sequence[compared.Binary], out: pathl
     """Run the plan; each result is on disk before the next begins. run(binary, engines, label, log_dir)."""
     total, pairs = sum(len(engines) for _, _, engines in rounds), max(pair for pair, _, _ in rounds)
     start, n, stuck = time.monotonic(), 0, 0
-    for pair, role, engines in rounds:
-        binary, left = both[1] if role == "series" else both[0], list(engines)
-        while left:
-            process = run(binary, tuple(left), f"{pair:03}-{role}" + (f"-{stuck}" if stuck else ""), out / "log")
-            try:
-                with contextlib.closing(process):       # ends QEMU whatever happens in between
-                    for engine, raw in process:
-                        n += 1
-                        left.remove(engine)
-                        result = {"n": n, "pair": pair, "role": role, "engine": engine,
-                                  "binary": dataclasses.asdict(binary), **raw}
-                        compared.keep(out / f"run-{n:03}.json", result)
-                        seconds = (time.monotonic() - start) / n * (total - n)
-                        name = binary.label + (" again" if role == "base2" else "")
-                        iops = report.fio_figures(result)["iops"]
-                        common.progress(f"run {n} of {total}: pair {pair} of {pairs}, {name}, aio={engine}: "
-                                        f"{iops:,.0f} IOPS; {int(seconds) // 60}:{int(seconds) % 60:02} left")
-            except guest.Stuck as e:
-                stuck += 1
-                if stuck > MOST_STUCK:
-                    raise
-                with open(out / report.STUCK, "a") as notes:
-                    print(e, file=notes)
-                common.progress(f"{e}; another one takes its place")
+    again = [(*each, f"{each[0]:03}-{each[1]}") for each in reversed(rounds)]
+    while again:
+        pair, role, engines, label = again.pop()
+        binary, before = both[1] if role == "series" else both[0], n
+        process = run(binary, engines, label, out / "log")
+        try:
+            with contextlib.closing(process):       # ends QEMU whatever happens in between
+                for engine, raw in process:
+                    n += 1
+                    result = {"n": n, "pair": pair, "role": role, "engine": engine,
+                              "binary": dataclasses.asdict(binary), **raw}
+                    compared.keep(out / f"run-{n:03}.json", result)
+                    left = (time.monotonic() - start) / n * (total - n)
+                    name = binary.label + (" again" if role == "base2" else "")
+                    iops = report.fio_figures(result)["iops"]
+                    common.progress(f"run {n} of {total}: pair {pair} of {pairs}, {name}, aio={engine}: "
+                                    f"{iops:,.0f} IOPS; {int(left) // 60}:{int(left) % 60:02} left")
+        except guest.Stuck as e:
+            stuck += 1
+            if stuck > MOST_STUCK:
+                raise
+            while n > before:       # another process does all of it
+                (out / f"run-{n:03}.json").unlink()
+                n -= 1
+            with open(out / report.STUCK, "a") as notes:
+                print(e, file=notes)
+            common.progress(f"{e}; another one takes its place")
+            again.append((pair, role, engines, f"{label}-again"))
 
 
 def measured(out: pathlib.Path, work: Callable[[], None], kind: type[Shown]) -> Shown:

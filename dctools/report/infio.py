@@ -133,7 +133,8 @@ class FioResults(Results):
         notes = self.directory / STUCK
         if notes.is_file():
             stuck = notes.read_text().splitlines()
-            yield f"{len(stuck)} guests got stuck under TCG, others took their places: {notes}"
+            yield (f"guests that got stuck under TCG, and others took their places: "
+                   f"{', '.join(line.partition(':')[0] for line in stuck)}; {notes}")
         yield (f"{done} pairs" + (f" of {p['pairs']} planned" if done < p["pairs"] else "") +
                f" of fresh processes, order random (seed {p['seed']}); {self.info['date']}")
         yield from self.binary_lines()
