@@ -34,7 +34,7 @@ class Documents(unittest.TestCase):
                 self.assertTrue(docs.update(path) == path.read_text(), f"`make docs` changes {path.name}")
 
     def test_a_table_is_made_anew_and_the_rest_stays(self):
-        for marker, rows in (TABLE, 6), (GRID, 3), (f"<!-- steps: {STEPS}: iops: {REST} -->", 9):
+        for marker, rows in (TABLE, 6), (GRID, 3), (f"<!-- steps: {STEPS}: iops: {REST} -->", 12):
             with self.subTest(marker):
                 text = self.updated(f"# A\n{marker}\n| 1.0 |\n| 2.0 |\n\nend\n")
                 self.assertEqual(text.splitlines()[:2], ["# A", marker])
