@@ -125,8 +125,8 @@ class Mails(unittest.TestCase):
         cell, bare = r"\d\.\d\d \[.*", r"\d+  \w+(?: +\d\.\d\d){4}"
         for about, head, row, lines in (self.GRID, r"  depth  native +io_uring +threads\n", rf"\w.*{cell}", 2), \
                 (self.ROWS, r"  depth + IOPS +write\(2\)\n", rf"\w.*{cell}", 6), \
-                (self.STEPS, r"  depth  engine(?: +\w+){4}\n", bare, 9), \
-                (self.STEPS | {"only": ["bh", "notify"]}, r"  depth  engine +bh +notify\n", rf"\w.*{cell}{cell}", 9), \
+                (self.STEPS, r"  depth  engine(?: +\w+){4}\n", bare, 12), \
+                (self.STEPS | {"only": ["bh", "notify"]}, r"  depth  engine +bh +notify\n", rf"\w.*{cell}{cell}", 12), \
                 (self.UML, r"  engine    IOPS +interrupts\n", rf"\w.*{cell}", 3):
             with self.subTest(about):
                 text = self.updated(about, "A:\n\n  depth  x\n      1  9.99\n\nend\n")
