@@ -330,6 +330,13 @@ class Channel(unittest.TestCase):
 
 
 class Arguments(unittest.TestCase):
+    def test_tcg_keeps_memory_barriers(self):
+        for accel, vcpus, cpus in [("tcg", 1, "1,maxcpus=2"), ("tcg", 4, "4,maxcpus=4"), ("kvm", 1, "1")]:
+            vm = guest.Guest("/nothing", vcpus=vcpus)
+            with mock.patch.object(vm, "accel", accel):
+                arguments = vm.arguments()
+            self.assertEqual(arguments[arguments.index("-smp") + 1], cpus)
+
     def test_disks(self):
         for device in [d for driver in guest.DRIVERS for d in guest.Disk("/x", aio="native", driver=driver).devices(1)]:
             for name, value in device.items():      # newer QEMU's device_add wants QMP's types

@@ -68,12 +68,15 @@ class Guest(Jobs):
         """QEMU's arguments, without the ends of the monitor and the job channel."""
         # no self-tests: a vCPU has got stuck in alg_test() (docs/tests.md)
         kernel = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on nokaslr cryptomgr.notests"
+        cpus = str(self.vcpus)
         if self.accel == "kvm":
             accel = ["-accel", "kvm", "-cpu", "host"]
         else:
             accel = ["-accel", "tcg,thread=multi", "-cpu", "max"]
+            # with one at most, TCG drops the guest's memory barriers, and notifications get lost (docs/tests.md)
+            cpus += f",maxcpus={max(2, self.vcpus)}"
             kernel += " tsc=reliable no_timer_check"
-        args = ["-machine", MACHINE, *accel, "-smp", str(self.vcpus), "-m", str(self._memory),
+        args = ["-machine", MACHINE, *accel, "-smp", cpus, "-m", str(self._memory),
                 "-nodefaults", "-no-user-config", "-no-reboot", "-L", str(self._image / "firmware"),
                 "-kernel", str(self._image / "vmlinuz"), "-initrd", str(self._image / "initrd.img"),
                 "-append", kernel, "-chardev", f"file,id=console,path={str(self.console).replace(',', ',,')},append=on",
