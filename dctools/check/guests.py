@@ -189,14 +189,11 @@ def no_answer(binary: pathlib.Path) -> None:
     with guest.Guest(binary, disks, label="no-answer", log_dir=logs()) as vm:
         vm.wait_ready()
         for n in range(len(disks)):
-            def throttle(bps: int, n: int = n) -> None:
-                none = dict.fromkeys(["bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"], 0)
-                vm.qmp("block_set_io_throttle", args_dict={"id": disks[n].qdev(n), "bps": bps, **none})
             read = f"dd if={vm.disk(n)[0]} of=/dev/null bs=4k count=2 iflag=direct"
             vm.check(read)
-            throttle(1)
+            vm.limit(n, bps=1)
             must_fail(f"disk{n}/virtio-backend, queue 0: 1 requests do not complete", vm.run, read, 2)
-            throttle(0)
+            vm.limit(n)
             vm.check(read)
         must_fail("its vCPUs are idle; no disk waits for QEMU", vm.run, "sleep 4", 1)
         must_fail("a vCPU is busy", vm.run, "while :; do :; done", 5)

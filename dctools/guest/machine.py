@@ -192,6 +192,11 @@ class Guest(Jobs):
                 raise ToolError(f"{self.label}: query-blockstats does not list {name}")
         return [stats[name]["rd_operations"] + stats[name]["wr_operations"] for name in names]
 
+    def limit(self, n: int, **limits: int) -> None:
+        """Throttle a disk, or, without limits, do not any more."""
+        none = dict.fromkeys(["bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"], 0)
+        self.qmp("block_set_io_throttle", args_dict={"id": self.disks[n].qdev(n), **none, **limits})
+
     def shutdown(self, timeout: float = 30, how: str = "quit") -> None:
         """End QEMU by QMP or by SIGTERM; a crash or a hang on the way out is a ToolError.
 

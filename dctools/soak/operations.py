@@ -121,18 +121,13 @@ class Soak(Load):
                 job("snapshot-delete")
             self.alive()
 
-    def limit(self, n: int, **limits: int) -> None:
-        """Throttle a disk, or, without limits, do not any more."""
-        none = dict.fromkeys(["bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"], 0)
-        self.vm.qmp("block_set_io_throttle", args_dict={"id": self.disks[n].qdev(n), **none, **limits})
-
     def throttle(self) -> None:
         """Limits that hold up requests, stops meanwhile, and no limits again."""
         n, _ = self.any_disk()
         phases: list[dict[str, int]] = [{"iops": self.random.randint(50, 500)},
                                         {"bps": self.random.randint(1, 8) << 20}, {}]
         for limits in phases:
-            self.limit(n, **limits)
+            self.vm.limit(n, **limits)
             self.stops(8)
         self.did["limits"] += 2
 
@@ -233,7 +228,7 @@ class Soak(Load):
     def hang(self) -> None:
         """A disk that never finishes a request."""
         for n in range(len(self.disks)):
-            self.limit(n, bps=1)
+            self.vm.limit(n, bps=1)
         self.patience = 5
         before = None
         while (now := self.vm.requests()) != before:    # what was under way still ends
