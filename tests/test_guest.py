@@ -28,7 +28,7 @@ HANG = "#!/bin/sh\necho $$ >{0}/pid\necho stuck >&2\nexec sleep 600\n"
 EXIT = "#!/bin/sh\necho $$ >{0}/pid\necho 'could not find ROM' >&2\nexit 3\n"
 # A QEMU with a monitor and no guest: answers every QMP command.
 MONITOR = """#!/usr/bin/python3
-import json, os, re, signal, socket, sys, time
+import json, os, re, resource, signal, socket, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0) if {1} else None)
 open("{0}/pid", "w").write(str(os.getpid()))
 console = re.search("id=console,path=([^,]+),", " ".join(sys.argv))[1]
@@ -45,6 +45,10 @@ while data := sock.recv(4096):          # one short command at a time, without a
     if ask["execute"] == "quit" and {1}:
         sys.exit(0)
     if ask["execute"] == "stop":
+        soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        if {2} and soft == hard:            # the kernel's may go elsewhere
+            open("core", "w")
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.abort()
 time.sleep(600)
 """
@@ -65,7 +69,7 @@ class Fakes(unittest.TestCase):
 
     def guest(self, script, **kw):
         qemu = self.dir / "qemu"
-        qemu.write_text(script.format(self.dir, kw.pop("quits", True)))
+        qemu.write_text(script.format(self.dir, kw.pop("quits", True), kw.pop("core", False)))
         qemu.chmod(0o755)
         return guest.Guest(qemu, image=self.dir, log_dir=self.dir / "log",
                            qmp_timeout=1 if script == HANG else 20, **kw)
@@ -129,6 +133,22 @@ class Fakes(unittest.TestCase):
                 with contextlib.suppress(ToolError):
                     vm.qmp("stop")
         self.assert_gone()
+
+    def test_core_of_a_crash(self):
+        gdb = self.dir / "gdb"
+        gdb.write_text(f'#!/bin/sh\n[ -f "$2" ] && echo "#0  of $1, where it crashed"; touch {self.dir}/called\n')
+        gdb.chmod(0o755)
+        for core in [True, False]:
+            (self.dir / "called").unlink(missing_ok=True)
+            with mock.patch.dict(os.environ, PATH=f"{self.dir}:{os.environ['PATH']}"), \
+                    self.subTest(core=core), self.assertRaises(ToolError) as e, self.guest(MONITOR, core=core) as vm:
+                vm.qmp("stop")
+            self.assertRegex(str(e.exception), "QEMU ended with -6")
+            self.assertEqual("guest.stacks" in str(e.exception), core)
+            self.assertEqual((self.dir / "called").exists(), core)
+            self.assertEqual(list((self.dir / "log").glob("core*")), [])
+        self.assertEqual(self.err.getvalue().count(f"guest: #0  of {self.dir}/qemu, where it crashed"), 1)
+        self.assertIn("where it crashed", (self.dir / "log/guest.stacks").read_text())
 
     def test_missing_pieces(self):
         with self.assertRaisesRegex(ToolError, "no QEMU at"):

@@ -27,6 +27,7 @@ from dctools.guest.rings import Ring, rings, word_of
 
 # One machine type whatever the binary, so that two of them can be compared.
 MACHINE = "pc-i440fx-7.2"
+CRASH_FRAMES = 20       # of the thread that crashed, for whoever has only the log
 
 
 def accelerator() -> str:
@@ -76,7 +77,7 @@ class Guest(Jobs):
             # with one at most, TCG drops the guest's memory barriers, and notifications get lost (docs/tests.md)
             cpus += f",maxcpus={max(2, self.vcpus)}"
             kernel += " tsc=reliable no_timer_check"
-        args = ["-machine", MACHINE, *accel, "-smp", cpus, "-m", str(self._memory),
+        args = ["-machine", f"{MACHINE},dump-guest-core=off", *accel, "-smp", cpus, "-m", str(self._memory),
                 "-nodefaults", "-no-user-config", "-no-reboot", "-L", str(self._image / "firmware"),
                 "-kernel", str(self._image / "vmlinuz"), "-initrd", str(self._image / "initrd.img"),
                 "-append", kernel, "-chardev", f"file,id=console,path={str(self.console).replace(',', ',,')},append=on",
@@ -101,6 +102,8 @@ class Guest(Jobs):
             if disk.cache_direct:
                 check_direct(disk.path)
         self.log_dir.mkdir(parents=True, exist_ok=True)
+        for old in self.log_dir.glob("core*"):
+            old.unlink()
         if not incoming:
             self.console.unlink(missing_ok=True)
         more = ["-incoming", incoming] if incoming else []
@@ -213,7 +216,7 @@ class Guest(Jobs):
                 try:
                     qemu.wait(timeout)
                 except subprocess.TimeoutExpired:
-                    self._note_stacks(pid)
+                    self._note_stacks("-p", str(pid))
                     raise
                 qemu.ended()
             else:
@@ -229,13 +232,27 @@ class Guest(Jobs):
             raise Hang(f"{self.label}: QEMU did not end within {timeout} s of `{how}` "
                        f"and was killed; {self._said()}")
         if code:
-            raise ToolError(f"{self.label}: QEMU ended with {code}; {self._said()}")
+            raise ToolError(f"{self.label}: QEMU ended with {code}; {self._said()}{self._crash()}")
 
-    def _note_stacks(self, pid: int) -> None:
-        with open(self.log_dir / f"{self.label}.stacks", "w") as out, \
-                contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(["gdb", "-p", str(pid), "-batch", "-ex", "thread apply all bt"],
+    def _note_stacks(self, *process_or_core: str) -> pathlib.Path:
+        path = self.log_dir / f"{self.label}.stacks"
+        with open(path, "w") as out, contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(["gdb", *process_or_core, "-batch", "-ex", "bt", "-ex", "thread apply all bt"],
                            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, timeout=60)
+        return path
+
+    def _crash(self) -> str:
+        """Where QEMU was when a signal ended it: what its core file tells, if there are one and gdb."""
+        cores = list(self.log_dir.glob("core*"))
+        if not cores:
+            return ""
+        stacks = self._note_stacks(str(self.binary), str(cores[0]))
+        for core in cores:
+            core.unlink()
+        crashed = stacks.read_text(errors="replace").partition("\nThread ")[0]
+        frames = [line for line in crashed.splitlines() if line.startswith("#")]
+        print(*(f"  {self.label}: {frame}" for frame in frames[:CRASH_FRAMES]), sep="\n", file=sys.stderr)
+        return f"; its threads: {stacks}"
 
     def kill(self) -> None:
         """End QEMU whatever state it is in; never fails."""
@@ -316,7 +333,7 @@ class Guest(Jobs):
             waits = self._waits_for()       # before a look wakes QEMU up, which may be what it lacks
             slow, why = self._state(self._examine(), said_before)
             if self.pid:
-                self._note_stacks(self.pid)
+                self._note_stacks("-p", str(self.pid))
             common.progress(f"{self.label}: what QEMU does stands in {self.log_dir / self.label}.hang and .stacks")
             kind = Stuck if slow and not waits and self.accel == "tcg" else ToolError
             raise kind(f"{e}; {why}; {waits or 'no disk waits for QEMU'}") from None
@@ -340,7 +357,7 @@ class Guest(Jobs):
             code = self._qemu and self._qemu.wait(1)
         except subprocess.TimeoutExpired:
             code = None
-        state = "QEMU is still running" if code is None else f"QEMU ended with {code}, {self._said()}"
+        state = "QEMU is still running" if code is None else f"QEMU ended with {code}, {self._said()}{self._crash()}"
         return ToolError(f"{self.label}: {what}; {state}; console: {self.console}")
 
     # -- its start

@@ -4,6 +4,7 @@
 import contextlib
 import inspect
 import pathlib
+import resource
 import subprocess
 import sys
 import time
@@ -60,10 +61,16 @@ class Qemu:
         # otherwise it makes directories in /var/tmp; since 8.1 the monitor's socket has no name
         directories = {d: str(directory) for d in ("log_dir", "base_temp_dir", "sock_dir")
                        if d in inspect.signature(cls).parameters}
-        self._machine = cls(str(binary), name=name, **directories, qmp_timer=patience, args=arguments)
+        self._machine = cls(str(binary.absolute()), name=name, **directories, qmp_timer=patience, args=arguments,
+                            wrapper=["env", "-C", str(directory)])      # where its core file goes, if it crashes
 
     def launch(self) -> None:
-        self._machine.launch()
+        soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+        try:
+            self._machine.launch()
+        finally:
+            resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
         self._machine._qmp.settimeout(ANSWER)
 
     @property
