@@ -134,12 +134,16 @@ def tools_commit() -> str:
         return ""
 
 
+def origin(stack: str) -> dict[str, Any]:
+    """Of which code something is, where and when."""
+    return {"stack": stack, "tools": tools_commit(), "series_tree": base.read_pin(stack).get("series_tree", ""),
+            "host": host(), "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}"}
+
+
 def about(parameters: Any, stack: str, both: Sequence[Binary]) -> dict[str, Any]:
     """What each kind of results says of itself."""
-    return {"parameters": dataclasses.asdict(parameters), "stack": stack, "tools": tools_commit(),
-            "series_tree": base.read_pin(stack).get("series_tree", ""),
-            "binaries": [dataclasses.asdict(b) for b in both], "host": host(),
-            "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %z}"}
+    return {"parameters": dataclasses.asdict(parameters), "binaries": [dataclasses.asdict(b) for b in both],
+            **origin(stack)}
 
 
 def new_directory(name: str, newest: str = "latest") -> pathlib.Path:

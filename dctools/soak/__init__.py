@@ -12,6 +12,7 @@ from typing import Any
 
 from dctools import build, common, guest, options
 from dctools.common import ToolError, progress
+from dctools.measure import compared
 from dctools.soak.load import AREA_MIB, PATIENCE, console_problem, judge
 from dctools.soak.operations import OPS, SABOTAGE, Soak
 
@@ -51,7 +52,7 @@ def soak(binary: pathlib.Path | str, minutes: float, directory: pathlib.Path | s
     finally:
         s.vm.kill()
         figures = {"seed": seed, "minutes": (time.monotonic() - start) / 60, "problem": problem,
-                   "did": s.did, "disks": s.done}
+                   "did": s.did, "disks": s.done, **compared.origin(common.stack_name())}
         (directory / "soak.json").write_text(json.dumps(figures, indent=1) + "\n")
         if show:
             show(figures)
