@@ -109,7 +109,7 @@ def wanted(name: str, directory: str) -> str:
         raise ToolError(f"{file.name} does not fit the results ({type(e).__name__}: {e})") from e
 
 
-def columns(name: str) -> str:
+def printed(name: str) -> list[list[str]]:
     """What a command has printed: columns that have a tab or two spaces between them."""
     try:
         lines = (common.ROOT / "results" / name).read_text().splitlines()
@@ -117,7 +117,32 @@ def columns(name: str) -> str:
         raise ToolError(f"results/{name}: {e.strerror}") from e
     cells = [re.split(r"\t| {2,}", line.strip()) for line in lines]
     width = max(map(len, cells), default=0)
-    return markdown_lines([line + [""] * (width - len(line)) for line in cells])
+    return [line + [""] * (width - len(line)) for line in cells]
+
+
+def columns(name: str) -> str:
+    """A document's table of that."""
+    return markdown_lines(printed(name))
+
+
+def survived(names: str) -> str:
+    """What soaks have survived, a column for each of these files."""
+    try:
+        runs = [json.loads((common.ROOT / "results" / name).read_text()) for name in names.split()]
+        disks = [run["disks"] for run in runs]
+        slowest = [max(each, key=lambda disk: disk["slowest_s"]) for each in disks]
+        lines = [["", *(run["stack"] for run in runs)],
+                 ["tree of the series", *(run["series_tree"][:12] for run in runs)],
+                 ["CPU", *(run["host"]["cpu"] for run in runs)],
+                 ["day, minutes", *(f"{run['date'][:10]}, {run['minutes']:.0f}" for run in runs)],
+                 *([what, *(str(run["did"][what]) for run in runs)] for what in runs[0]["did"]),
+                 *([f"MiB {how}", *(f"{sum(disk[f'{how}_mib'] for disk in each):.0f}" for each in disks)]
+                   for how in ["written", "verified"]),
+                 ["slowest request", *(f"{d['slowest_s']:.2f} s ({d['driver']}, {d['aio']})" for d in slowest)],
+                 ["problem", *(run["problem"] or "none" for run in runs)]]
+    except (OSError, ValueError, LookupError, TypeError) as e:
+        raise ToolError(f"{names}: not what `make soak` writes ({type(e).__name__}: {e})") from e
+    return markdown_lines(lines)
 
 
 MARKERS: dict[re.Pattern[str], Callable[..., str]] = {
@@ -127,6 +152,7 @@ MARKERS: dict[re.Pattern[str], Callable[..., str]] = {
     re.compile(r"<!-- index -->"): index,
     re.compile(r"<!-- columns: ([^:]+) -->"): columns,
     re.compile(r"<!-- losses: ([^:]+) -->"): losses,
+    re.compile(r"<!-- soak: ([^:]+) -->"): survived,
     re.compile(r"<!-- wanted: ([^:]+): ([^:]+) -->"): wanted,
 }
 
@@ -138,8 +164,8 @@ def made(marker: str) -> str:
             return make(*m.groups())
     raise ToolError(f"{marker}: no such marker; it is <!-- table: DIRECTORY ...: METRIC ... -->, "
                     "<!-- grid: DIRECTORY: METRIC: REST -->, <!-- steps: DIRECTORY: METRIC: REST -->, "
-                    "<!-- losses: DIRECTORY ... -->, <!-- wanted: FILE: DIRECTORY -->, <!-- columns: FILE --> or "
-                    "<!-- index -->")
+                    "<!-- losses: DIRECTORY ... -->, <!-- wanted: FILE: DIRECTORY -->, <!-- columns: FILE -->, "
+                    "<!-- soak: FILE ... --> or <!-- index -->")
 
 
 def updated(text: str) -> Iterator[str]:
@@ -219,7 +245,7 @@ MAIL_TITLES = {"iops": "IOPS", "cpu": "CPU per I/O", "p50": "p50", "p99": "p99",
 
 # By what tells them from each other
 MAIL_TABLES: dict[str, Callable[..., list[list[str]]]] = {
-    "steps": mail_steps, "rest": mail_grid, "metrics": mail_rows, "losses": mail_losses}
+    "steps": mail_steps, "rest": mail_grid, "metrics": mail_rows, "losses": mail_losses, "name": printed}
 
 
 def mail_table(about: dict[str, Any]) -> str:
@@ -229,9 +255,10 @@ def mail_table(about: dict[str, Any]) -> str:
         lines = make(**about)
     except (LookupError, TypeError) as e:
         raise ToolError(f"{json.dumps(about)}: a table is of a \"directory\" or \"steps\" and the \"rest\" of its "
-                        f"configurations, of \"directories\" and \"metrics\" ({', '.join(MAIL_TITLES)}), or of "
-                        "\"losses\", a list of directories") from e
-    columns = [[c.rjust(max(map(len, column))) if n == 0 and column[0] == "depth" else c.ljust(max(map(len, column)))
+                        f"configurations, of \"directories\" and \"metrics\" ({', '.join(MAIL_TITLES)}), of "
+                        "\"losses\", a list of directories, or of the \"name\" of what a command has printed") from e
+    right = {"depth": 1, "calls": len(lines[0])}.get(lines[0][0], 0)        # so many columns are of numbers
+    columns = [[c.rjust(max(map(len, column))) if n < right else c.ljust(max(map(len, column)))
                 for c in column] for n, column in enumerate(zip(*lines))]
     return "".join(f"  {'  '.join(line)}".rstrip() + "\n" for line in zip(*columns))
 
@@ -242,9 +269,9 @@ def mail(path: pathlib.Path, tables: Sequence[dict[str, Any]]) -> str:
 
     def make(_: re.Match[str]) -> str:
         return mail_table(next(made))
-    text, count = re.subn(r"(?m)^ +(?:depth|engine)  .*\n(?: .*\n)+", make, path.read_text(), count=len(tables))
+    text, count = re.subn(r"(?m)^ +(?:depth|engine|calls)  .*\n(?: .*\n)+", make, path.read_text(), count=len(tables))
     if count < len(tables):
-        raise ToolError(f"{path}: {count} tables in it that begin with \"depth\" or \"engine\", but pin.json says how "
+        raise ToolError(f"{path}: {count} tables in it that begin with \"depth\", \"engine\" or \"calls\", but pin.json says how "
                         f"to make {len(tables)}")
     return text
 

@@ -136,7 +136,7 @@ class Parts(unittest.TestCase):
     def test_table(self):
         table = check.time_table([("v1", "unit", 1.6, 9), ("v2", "qtest", 20, 3)]).split("\n")
         self.assertEqual([line.split() for line in table[1:]],
-                         [["qtest", "v2", "20", "3"], ["unit", "v1", "2", "9"], ["all", "22"]])
+                         [["qtest", "v2", "20", "3"], ["unit", "v1", "2", "9"], ["all", "-", "22"]])
 
     def test_cannot_be_prepared(self):
         def unprepared(stack):

@@ -68,6 +68,30 @@ class Documents(unittest.TestCase):
         with self.assertRaisesRegex(ToolError, "No such file"):
             self.updated(f"<!-- columns: {file}x -->\n")
 
+    def test_soaks(self):
+        run = {"stack": "v9", "series_tree": "abcdefabcdefabcdef", "host": {"cpu": "Q"}, "date": "2026-01-02 03:04 +0000",
+               "minutes": 1.6, "did": {"stops": 3}, "problem": None,
+               "disks": [{"driver": d, "aio": "threads", "slowest_s": s, "written_mib": 8, "verified_mib": 9}
+                         for d, s in [("a", .5), ("b", 1.25)]]}
+        with tempfile.TemporaryDirectory() as d:
+            for name, what in ("good", run), ("bad", {**run, "disks": []}):
+                pathlib.Path(d, name).write_text(json.dumps(what))
+            marker = f"<!-- soak: {d}/good {d}/good -->\n"
+            self.assertEqual(self.updated(marker), marker + """|  | v9 | v9 |
+| --- | --- | --- |
+| tree of the series | abcdefabcdef | abcdefabcdef |
+| CPU | Q | Q |
+| day, minutes | 2026-01-02, 2 | 2026-01-02, 2 |
+| stops | 3 | 3 |
+| MiB written | 16 | 16 |
+| MiB verified | 18 | 18 |
+| slowest request | 1.25 s (b, threads) | 1.25 s (b, threads) |
+| problem | none | none |
+
+""")
+            with self.assertRaisesRegex(ToolError, "not what `make soak` writes"):
+                self.updated(f"<!-- soak: {d}/bad -->\n")
+
     def test_losses_are_those_outside_of_the_noise(self):
         table = docs.results(RESULTS).table
         self.addCleanup(docs.results.cache_clear)
@@ -133,6 +157,15 @@ class Mails(unittest.TestCase):
                 self.assertRegex(text, rf"^A:\n\n{head}(?: +{row}\n){{{lines}}}\nend\n$")
                 self.assertLessEqual(max(map(len, text.splitlines())), 76)
                 self.assertEqual(self.updated(about, text), text)
+
+    def test_what_a_command_has_printed(self):
+        file = self.path.with_suffix(".txt")
+        file.write_text("calls  section  per call\n    0       66         -\n 1024  113,307       111\n")
+        old = "A:\n\n  calls  x\n      1  9.99\n\nend\n"
+        self.assertEqual(self.updated({"name": str(file)}, old), "A:\n\n  calls  section  per call\n"
+                         "      0       66         -\n   1024  113,307       111\n\nend\n")
+        with self.assertRaisesRegex(ToolError, "No such file"):
+            self.updated({"name": f"{file}x"}, old)
 
     def test_losses(self):
         table = docs.results(RESULTS).table

@@ -46,10 +46,10 @@ def cpu_seconds() -> float:
 
 def time_table(times: Sequence[tuple[str, str, float, float]]) -> str:
     """Lines for the person, the part that takes most first."""
-    lines = [f"{'part':12} {'stack':8} {'CPU s':>6} {'wall s':>6}"]
-    lines += [f"{part:12} {stack:8} {cpu:6.0f} {wall:6.0f}" for stack, part, cpu, wall in
+    lines = [f"{'part':12}  {'stack':8}  {'CPU s':>6}  {'wall s':>6}"]
+    lines += [f"{part:12}  {stack:8}  {cpu:6.0f}  {wall:6.0f}" for stack, part, cpu, wall in
               sorted(times, key=lambda t: -t[2])]
-    return "\n".join([*lines, f"{'all':12} {'':8} {sum(t[2] for t in times):6.0f}"])
+    return "\n".join([*lines, f"{'all':12}  {'-':8}  {sum(t[2] for t in times):6.0f}"])
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ BENCH = "tests/bench/defer-call-bench"
 CALLS = [0, 1, 8, 64, 1024]
 ROUNDS = (10, 20)       # as many digits each, so that printing them costs the same
 WAYS: dict[str, list[str]] = {"defer_call()": [], "linear search": ["-l"]}
+COLUMNS = [("section", 9), ("per call", 8), ("duplicate", 9), ("array: section", 14), ("per call", 8), ("duplicate", 9)]
 FEW, MANY, GROWTH = 8, 1024, 1.5    # a call among MANY may cost GROWTH times one among FEW
 # Called by the IOThread once per request, in all releases
 PER_REQUEST = "virtqueue_push"
@@ -98,13 +99,11 @@ def check_allocations(binary: pathlib.Path) -> None:
 
 def table(found: Mapping[tuple[str, int], Costs]) -> str:
     """Lines for the person, of {(way, calls): costs()}."""
-    lines = ["      " + "".join(f"{way:^34}" for way in WAYS).rstrip(),
-             "calls" + f"{'section':>12}{'per call':>10}{'duplicate':>11} " * len(WAYS)]
+    lines = ["calls" + "".join(f"  {name:>{width}}" for name, width in COLUMNS)]
     for n in CALLS:
-        cells = [f"{'-' if c is None else f'{c:,.0f}':>{width}}" + " " * (width == 11)
-                 for way in WAYS for c, width in zip(found[way, n], (12, 10, 11))]
-        lines.append(f"{n:5}{''.join(cells)}")
-    return "\n".join(line.rstrip() for line in lines)
+        cells = ["-" if c is None else f"{c:,.0f}" for way in WAYS for c in found[way, n]]
+        lines.append(f"{n:5}" + "".join(f"  {cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS)))
+    return "\n".join(lines)
 
 
 def read_dump(text: str) -> tuple[int, int]:
