@@ -271,8 +271,8 @@ def mail(path: pathlib.Path, tables: Sequence[dict[str, Any]]) -> str:
         return mail_table(next(made))
     text, count = re.subn(r"(?m)^ +(?:depth|engine|calls)  .*\n(?: .*\n)+", make, path.read_text(), count=len(tables))
     if count < len(tables):
-        raise ToolError(f"{path}: {count} tables in it that begin with \"depth\", \"engine\" or \"calls\", but pin.json says how "
-                        f"to make {len(tables)}")
+        raise ToolError(f"{path}: {count} tables that begin with \"depth\", \"engine\" or \"calls\", but pin.json "
+                        f"says how to make {len(tables)}")
     return text
 
 
