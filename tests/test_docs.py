@@ -149,6 +149,8 @@ class Mails(unittest.TestCase):
         cell, bare = r"\d\.\d\d \[.*", r"\d+  \w+(?: +\d\.\d\d){4}"
         for about, head, row, lines in (self.GRID, r"  depth  native +io_uring +threads\n", rf"\w.*{cell}", 2), \
                 (self.ROWS, r"  depth + IOPS +write\(2\)\n", rf"\w.*{cell}", 6), \
+                (self.ROWS | {"storage": "fast"} | {"directories": [f"{STEPS}/1-bh"]}, r"  depth + IOPS +write\(2\)\n",
+                 rf"\w.*{cell}", 24), \
                 (self.STEPS, r"  depth  engine(?: +\w+){4}\n", bare, 12), \
                 (self.STEPS | {"only": ["bh", "notify"]}, r"  depth  engine +bh +notify\n", rf"\w.*{cell}{cell}", 12), \
                 (self.UML, r"  engine    IOPS +interrupts\n", rf"\w.*{cell}", 3):
@@ -195,7 +197,7 @@ class Mails(unittest.TestCase):
         self.assertEqual(docs.short(docs.ratio_text({"ratio": None})), "n/a")
 
     def test_what_is_wrong(self):
-        for about, text, said in [(self.GRID, "A\n", "0 tables in it"),
+        for about, text, said in [(self.GRID, "A\n", "0 tables that"),
                                   ({**self.ROWS, "metrics": ["speed"]}, "  depth  x\n  1\n", "a table is of"),
                                   ({**self.STEPS, "only": ["bh", "none"]}, "  depth  x\n  1\n", "no results in there of each of bh, none"),
                                   ({"directory": RESULTS}, "  depth  x\n  1\n", "a table is of")]:
