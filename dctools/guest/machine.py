@@ -121,7 +121,7 @@ class Guest(Jobs):
                 if code is None or code == -9:
                     raise ToolError(f"{self.binary} gave no sign of life within "
                                     f"{self._qmp_timeout} s; {self._said()}") from e
-                raise ToolError(f"{self.binary} ended at once with {code}; {self._said()}") from e
+                raise ToolError(f"{self.binary} ended at once with {code}; {self._said()}{self._crash()}") from e
             except BaseException:
                 self.kill()
                 raise

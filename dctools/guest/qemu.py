@@ -61,14 +61,15 @@ class Qemu:
         # otherwise it makes directories in /var/tmp; since 8.1 the monitor's socket has no name
         directories = {d: str(directory) for d in ("log_dir", "base_temp_dir", "sock_dir")
                        if d in inspect.signature(cls).parameters}
-        self._machine = cls(str(binary.absolute()), name=name, **directories, qmp_timer=patience, args=arguments,
-                            wrapper=["env", "-C", str(directory)])      # where its core file goes, if it crashes
+        self._directory = directory
+        self._machine = cls(str(binary.absolute()), name=name, **directories, qmp_timer=patience, args=arguments)
 
     def launch(self) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
         resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
         try:
-            self._machine.launch()
+            with contextlib.chdir(self._directory):     # where its core file goes, if it crashes
+                self._machine.launch()
         finally:
             resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
         self._machine._qmp.settimeout(ANSWER)
