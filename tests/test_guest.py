@@ -141,11 +141,13 @@ class Fakes(unittest.TestCase):
         for core in [True, False]:
             (self.dir / "called").unlink(missing_ok=True)
             with mock.patch.dict(os.environ, PATH=f"{self.dir}:{os.environ['PATH']}"), \
+                    mock.patch.object(qemu, "cores_stay_here", return_value=core) as here, \
                     self.subTest(core=core), self.assertRaises(ToolError) as e, self.guest(MONITOR, core=core) as vm:
                 vm.qmp("stop")
             self.assertRegex(str(e.exception), "QEMU ended with -6")
             self.assertEqual("guest.stacks" in str(e.exception), core)
             self.assertEqual((self.dir / "called").exists(), core)
+            here.assert_called_once_with()
             self.assertEqual(list((self.dir / "log").glob("core*")), [])
         self.assertEqual(self.err.getvalue().count(f"guest: #0  of {self.dir}/qemu, where it crashed"), 1)
         self.assertIn("where it crashed", (self.dir / "log/guest.stacks").read_text())

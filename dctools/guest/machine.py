@@ -121,7 +121,7 @@ class Guest(Jobs):
                 if code is None or code == -9:
                     raise ToolError(f"{self.binary} gave no sign of life within "
                                     f"{self._qmp_timeout} s; {self._said()}") from e
-                raise ToolError(f"{self.binary} ended at once with {code}; {self._said()}{self._crash()}") from e
+                raise ToolError(f"{self.binary} ended at once with {code}; {self._said()}{self._crash(code)}") from e
             except BaseException:
                 self.kill()
                 raise
@@ -232,7 +232,7 @@ class Guest(Jobs):
             raise Hang(f"{self.label}: QEMU did not end within {timeout} s of `{how}` "
                        f"and was killed; {self._said()}")
         if code:
-            raise ToolError(f"{self.label}: QEMU ended with {code}; {self._said()}{self._crash()}")
+            raise ToolError(f"{self.label}: QEMU ended with {code}; {self._said()}{self._crash(code)}")
 
     def _note_stacks(self, *process_or_core: str) -> pathlib.Path:
         path = self.log_dir / f"{self.label}.stacks"
@@ -241,9 +241,9 @@ class Guest(Jobs):
                            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, timeout=60)
         return path
 
-    def _crash(self) -> str:
+    def _crash(self, code: int) -> str:
         """Where QEMU was when a signal ended it: what its core file tells, if there are one and gdb."""
-        cores = list(self.log_dir.glob("core*"))
+        cores = list(self.log_dir.glob("core*")) if code < 0 else []
         if not cores:
             return ""
         stacks = self._note_stacks(str(self.binary), str(cores[0]))
@@ -354,10 +354,12 @@ class Guest(Jobs):
         for line in process.last_lines(self.console, 8):
             print(f"  {self.label}: {line}", file=sys.stderr)
         try:
-            code = self._qemu and self._qemu.wait(1)
+            code = self._qemu.wait(1) if self._qemu else None
         except subprocess.TimeoutExpired:
             code = None
-        state = "QEMU is still running" if code is None else f"QEMU ended with {code}, {self._said()}{self._crash()}"
+        state = "QEMU is still running"
+        if code is not None:
+            state = f"QEMU ended with {code}, {self._said()}{self._crash(code)}"
         return ToolError(f"{self.label}: {what}; {state}; console: {self.console}")
 
     # -- its start

@@ -35,6 +35,11 @@ def use_library(library: pathlib.Path) -> None:
         sys.path.insert(0, str(library))
 
 
+def cores_stay_here() -> bool:
+    """Whether the kernel writes core files to the working directory, so that no crash leaves one elsewhere."""
+    return pathlib.Path("/proc/sys/kernel/core_pattern").read_text()[:1] not in "/|"
+
+
 def machine_class(library: pathlib.Path) -> type:
     """QEMUMachine, with one thing mended."""
     use_library(library)
@@ -66,9 +71,10 @@ class Qemu:
 
     def launch(self) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
-        resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+        if cores_stay_here():
+            resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
         try:
-            with contextlib.chdir(self._directory):     # where its core file goes, if it crashes
+            with contextlib.chdir(self._directory):     # where its core file goes; no other thread starts guests
                 self._machine.launch()
         finally:
             resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))

@@ -41,7 +41,7 @@ def soak(binary: pathlib.Path | str, minutes: float, directory: pathlib.Path | s
     common.need_space(directory, 1500)
     progress(f"soak: seed {seed}, {minutes:g} minutes, {' '.join(ops)}")
     s = Soak(binary, seed, disks or [(d, aio) for d in guest.DRIVERS for aio in guest.AIO], directory, patience)
-    start = time.monotonic()
+    start, origin = time.monotonic(), compared.origin(common.stack_name())
     problem: str | None = "interrupted"
     try:
         s.run(minutes, ops)
@@ -52,7 +52,7 @@ def soak(binary: pathlib.Path | str, minutes: float, directory: pathlib.Path | s
     finally:
         s.vm.kill()
         figures = {"seed": seed, "minutes": (time.monotonic() - start) / 60, "problem": problem,
-                   "did": s.did, "disks": s.done, **compared.origin(common.stack_name())}
+                   "did": s.did, "disks": s.done, **origin}
         (directory / "soak.json").write_text(json.dumps(figures, indent=1) + "\n")
         if show:
             show(figures)
