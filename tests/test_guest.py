@@ -152,6 +152,20 @@ class Fakes(unittest.TestCase):
         self.assertEqual(self.err.getvalue().count(f"guest: #0  of {self.dir}/qemu, where it crashed"), 1)
         self.assertIn("where it crashed", (self.dir / "log/guest.stacks").read_text())
 
+    def test_core_of_which_nothing_is_told_stays(self):
+        gdb = self.dir / "gdb"
+        gdb.write_text(f"#!/bin/sh\ntouch {self.dir}/called\n")
+        gdb.chmod(0o755)
+        core = (self.dir / "log/core").resolve()
+        with mock.patch.dict(os.environ, PATH=f"{self.dir}:{os.environ['PATH']}"), \
+                mock.patch.object(qemu, "cores_stay_here", return_value=True) as here, \
+                self.assertRaisesRegex(ToolError, f"QEMU ended with -6.*; its core: {core}"), \
+                self.guest(MONITOR, core=True) as vm:
+            vm.qmp("stop")
+        here.assert_called_once_with()
+        self.assertTrue((self.dir / "called").exists())
+        self.assertTrue(core.exists())
+
     def test_missing_pieces(self):
         with self.assertRaisesRegex(ToolError, "no QEMU at"):
             guest.Guest(self.dir / "nothing", image=self.dir, log_dir=self.dir).start()

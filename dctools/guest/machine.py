@@ -247,10 +247,12 @@ class Guest(Jobs):
         if not cores:
             return ""
         stacks = self._note_stacks(str(self.binary), str(cores[0]))
-        for core in cores:
-            core.unlink()
         crashed = stacks.read_text(errors="replace").partition("\nThread ")[0]
         frames = [line for line in crashed.splitlines() if line.startswith("#")]
+        if not frames:          # no gdb, or it has failed: the person may have one
+            return f"; its core: {cores[0]}"
+        for core in cores:
+            core.unlink()
         print(*(f"  {self.label}: {frame}" for frame in frames[:CRASH_FRAMES]), sep="\n", file=sys.stderr)
         return f"; its threads: {stacks}"
 
