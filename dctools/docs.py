@@ -304,8 +304,8 @@ def main(_: Options) -> None:
     configurations whose other parts are REST; or <!-- steps: DIRECTORY: METRIC: REST -->, the same with a column
     for each of the results in DIRECTORY; or <!-- losses: DIRECTORY ... -->, what is worse outside of the noise;
     <!-- wanted: FILE: DIRECTORY -->, lower ends of IOPS and what FILE wants; or <!-- columns: FILE -->, what a
-    command has printed; or <!-- index -->, the results that there are. pin.json has the tables of topics' cover
-    letters, and of patches by their subjects.
+    command has printed; or <!-- soak: FILE ... -->, what `make soak` has survived; or <!-- index -->, the results
+    that there are. pin.json has the tables of topics' cover letters, and of patches by their subjects.
     """
     for path, text in [*((path, update(path)) for path in documents()), *mails()]:
         if text != path.read_text():
