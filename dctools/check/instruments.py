@@ -22,10 +22,10 @@ def check_loadgen(results: Results, stack: str) -> None:
                instrument.check_batches, binary, [(4, 0, 5)])
     results.do("loadgen: a row of used buffers is notified of once", instrument.check_rows, binary, "off")
     results.do("loadgen: with EVENT_IDX its first buffer at once, the rest once", instrument.check_rows, binary, "on")
-    # v10.2 has no "virtio: let a notification give way ..."
-    event_idx = ("on", "off") if stack == "v7.2" else ("on",)
-    results.do("loadgen: few notifications for a batch of completions", instrument.check_writes, binary,
-               instrument.PER_BATCH, event_idx)
+    results.do("loadgen: a long row is notified of in parts", instrument.check_row_length, binary)
+    results.do("loadgen: one used buffer too many in a row is noticed", must_fail,
+               f"{instrument.ROW_MOST} used buffers in a row", instrument.check_row_length, binary, instrument.ROW_MOST - 1)
+    results.do("loadgen: few notifications for a batch of completions", instrument.check_writes, binary)
     results.do("loadgen: half a notification for each is too few, which is noticed", must_fail, "0.5 allowed",
                instrument.check_writes, binary, 0.5)
     results.do("loadgen: the driver's reaction time varies", instrument.check_jitter, binary)

@@ -24,6 +24,7 @@ LOST = SOURCES / "preload" / "lost.c"
 # QEMU's trace events, of v7.2 and of v10.2: a used buffer, a notification, a deferred call
 LETTERS = {"virtio_notify_irqfd": "U", "virtio_notify_irqfd_send": "N", "defer_call_run": "r",
            "virtio_notify_batch": "U", "virtio_notify": "N", "virtio_notify_batch_deferred_fn": "R"}
+ROW_MOST = 32       # DEFER_CALL_TAKE_MAX
 BATCHES = SOURCES / "preload" / "batches.c"
 # aio-max-batch of the IOThread and of the file, and the most that QEMU then submits at once
 BATCH_LIMITS = [(0, 0, 32), (4, 0, 4), (0, 4, 4), (8, 4, 4), (4, 8, 4)]
@@ -157,16 +158,30 @@ def judge_rows(events: str, event_idx: bool, least: int = 10) -> None:
             raise ToolError(f"{n} {what}, {least} were wanted")
 
 
-def check_rows(binary: pathlib.Path | str, event_idx: str) -> None:
-    """A driver gets one notification for a row of used buffers; with EVENT_IDX one more, at once, for the first."""
-    p = _small(aio=("native",), iodepth=(16,), event_idx=(event_idx,), irq=("batch" if event_idx == "on" else "each",),
-               wait=("irq",))
+def _traced(binary: pathlib.Path | str, event_idx: str, iodepth: int) -> str:
+    """What QEMU does with the virtqueue of a driver that waits for interrupts."""
+    p = _small(aio=("native",), iodepth=(iodepth,), event_idx=(event_idx,),
+               irq=("batch" if event_idx == "on" else "each",), wait=("irq",))
     config, trace = p.configs[0], place() / "trace.log"
     with images(p) as found:
         events = [a for e in ["virtio_notify*", "defer_call_run"] for a in ("-trace", e)]
         run_load(command(binary, config, p, found[config.storage, config.aio], 1) +
                  [a for q in [*events, "-D", str(trace)] for a in ("--qemu-arg", q)], 120)
-    judge_rows(trace_events(trace.read_text(errors="replace")), event_idx == "on")
+    return trace_events(trace.read_text(errors="replace"))
+
+
+def check_rows(binary: pathlib.Path | str, event_idx: str) -> None:
+    """A driver gets one notification for a row of used buffers; with EVENT_IDX one more, at once, for the first."""
+    judge_rows(_traced(binary, event_idx, 16), event_idx == "on")
+
+
+def check_row_length(binary: pathlib.Path | str, most: int = ROW_MOST) -> None:
+    """A virtqueue's handler that always finds requests lets deferred calls run after so many."""
+    longest = max(map(len, re.findall("U+", _traced(binary, "off", 64))), default=0)
+    if longest > most:
+        raise ToolError(f"{longest} used buffers in a row, {most} allowed")
+    if longest < 2:
+        raise ToolError("no rows of used buffers in the trace")
 
 
 def check_jitter(binary: pathlib.Path | str, jitter: bool = True) -> None:
