@@ -24,7 +24,8 @@ def check_loadgen(results: Results, stack: str) -> None:
     results.do("loadgen: with EVENT_IDX its first buffer at once, the rest once", instrument.check_rows, binary, "on")
     results.do("loadgen: a long row is notified of in parts", instrument.check_row_length, binary)
     results.do("loadgen: one used buffer too many in a row is noticed", must_fail,
-               f"{instrument.ROW_MOST} used buffers in a row", instrument.check_row_length, binary, instrument.ROW_MOST - 1)
+               f"{instrument.ROW_MOST} used buffers in a row", instrument.check_row_length, binary,
+               instrument.ROW_MOST - 1)
     results.do("loadgen: few notifications for a batch of completions", instrument.check_writes, binary)
     results.do("loadgen: half a notification for each is too few, which is noticed", must_fail, "0.5 allowed",
                instrument.check_writes, binary, 0.5)
