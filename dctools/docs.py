@@ -67,7 +67,7 @@ def steps(directory: str, metric: str, rest: str) -> str:
 
 def index() -> str:
     """What results there are."""
-    return markdown_lines([["directory", "compared", "date", "CPU"], *show.index(common.ROOT / "results")])
+    return markdown_lines([["directory", "compared", "code", "date", "CPU"], *show.index(common.ROOT / "results")])
 
 
 def worse(directories: Iterable[str]) -> list[tuple[str, Any, str, dict[str, Any]]]:

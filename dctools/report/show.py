@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from dctools import common, options
 from dctools.common import ToolError
@@ -25,14 +26,23 @@ def results(directory: pathlib.Path) -> Results:
     return next((kind for kind in KINDS if (directory / kind.NAME).is_file()), FioResults)(directory)
 
 
+def _code(info: dict[str, Any]) -> str:
+    """Which code of a stack was measured: the patches' own, or this tree, where it is known."""
+    if not (tree := info.get("series_tree")):
+        return ""
+    own = json.loads((common.patch_dir(info["stack"]) / "pin.json").read_text())["series_tree"]
+    return "final" if tree == own else str(tree)[:8]
+
+
 def index(directory: pathlib.Path) -> list[list[str]]:
-    """Directory, what was compared, when and on what, of each of the results below a directory."""
+    """Directory, what was compared, of which code, when and on what, of each of the results below a directory."""
     lines = []
     for file in sorted(f for kind in KINDS for f in directory.rglob(kind.NAME)):
         try:
             info = json.loads(file.read_text())
             a, b = (f"{binary['label']} ({binary['version'].split()[-1]})" for binary in info["binaries"])
-            lines.append([str(file.parent.relative_to(directory)), f"{b} / {a}", info["date"], info["host"]["cpu"]])
+            lines.append([str(file.parent.relative_to(directory)), f"{b} / {a}", _code(info), info["date"],
+                          info["host"]["cpu"]])
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise ToolError(f"{file} is damaged ({type(e).__name__}: {e})") from e
     return lines
