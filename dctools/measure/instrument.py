@@ -109,13 +109,12 @@ def check_wraps(binary: pathlib.Path | str, **chosen: Any) -> None:
                 raise ToolError(f"{config}: {done} requests, {WRAPS << 16} were wanted")
 
 
-def check_writes(binary: pathlib.Path | str, most: float = PER_BATCH,
-                 event_idx: Sequence[str] = ("on", "off")) -> None:
+def check_writes(binary: pathlib.Path | str, most: float = PER_BATCH) -> None:
     """There are few notifications for a batch of completions that a waiting driver finds.
 
     A machine with more to do makes more of them, not fewer, so one of three runs will do.
     """
-    p = _small(aio=("native", "io_uring"), iodepth=(64,), queues=(1, 4), event_idx=tuple(event_idx), irq=("batch",),
+    p = _small(aio=("native", "io_uring"), iodepth=(64,), queues=(1, 4), event_idx=("on", "off"), irq=("batch",),
                wait=("irq",))
     with images(p) as found:
         for config in p.configs:
