@@ -237,9 +237,12 @@ class Bench(FakeSamples):
         with contextlib.redirect_stdout(io.StringIO()) as said:
             show.main(show.Options())
         self.assertEqual(said.getvalue(), out)
-        (where, what, *_), = show.index(self.build / "results")
+        (where, what, code, *_), = show.index(self.build / "results")
         self.assertRegex(where, "-uml-toy$")
-        self.assertEqual(what, "series (0) / base (0)")
+        self.assertEqual((what, code), ("series (0) / base (0)", "abc"))
+        (self.build / "pin.json").write_text('{"series_tree": "abc"}')
+        with mock.patch.object(common, "patch_dir", return_value=self.build):
+            self.assertEqual(show.index(self.build / "results")[0][2], "final")
 
     def test_what_could_not_be_counted_is_said(self):
         out, _, _, _ = self.bench(self.sample(source="no syscalls tracepoints"), AIO="native", PAIRS="2")

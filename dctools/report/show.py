@@ -30,7 +30,8 @@ def _code(info: dict[str, Any]) -> str:
     """Which code of a stack was measured: the patches' own, or this tree, where it is known."""
     if not (tree := info.get("series_tree")):
         return ""
-    own = json.loads((common.patch_dir(info["stack"]) / "pin.json").read_text())["series_tree"]
+    pin = common.patch_dir(info["stack"]) / "pin.json"
+    own = pin.is_file() and json.loads(pin.read_text())["series_tree"]
     return "final" if tree == own else str(tree)[:8]
 
 
@@ -74,7 +75,7 @@ def main(given: Options) -> None:
     if directory.is_dir() and not any((directory / kind.NAME).is_file() for kind in KINDS) \
             and (lines := index(directory)):
         for where, *what in lines:
-            print(f"{where}: {', '.join(what)}")
+            print(f"{where}: {', '.join(filter(None, what))}")
         return
     found = results(directory)
     if given.markdown:
