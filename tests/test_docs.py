@@ -12,7 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from dctools import base, common, docs, series
 from dctools.common import ToolError
 
-RESULTS = "ring-v10.2-low-depth/disk"
+RESULTS = "ring-v10.2-low-depth-xeon/disk"
 TABLE = f"<!-- table: {RESULTS}: iops -->"
 STEPS, REST = "ring-v7.2/steps", "fast x 1, event_idx on, irq batch, waits for it"
 GRID = f"<!-- grid: {RESULTS}: iops: disk x 1, event_idx on, irq batch, waits for it -->"
@@ -146,12 +146,12 @@ class Mails(unittest.TestCase):
                 self.assertTrue(text == path.read_text(), f"`make docs` changes {path}")
 
     def test_a_table_is_made_anew_and_the_rest_stays(self):
-        cell, bare = r"\d\.\d\d \[.*", r"\d+  \w+(?: +\d\.\d\d){4}"
+        cell, bare = r"\d\.\d\d \[.*", r"\d+  \w+(?: +\d\.\d\d){5}"
         for about, head, row, lines in (self.GRID, r"  depth  native +io_uring +threads\n", rf"\w.*{cell}", 2), \
                 (self.ROWS, r"  depth + IOPS +write\(2\)\n", rf"\w.*{cell}", 6), \
                 (self.ROWS | {"storage": "fast"} | {"directories": [f"{STEPS}/1-bh"]}, r"  depth + IOPS +write\(2\)\n",
                  rf"\w.*{cell}", 24), \
-                (self.STEPS, r"  depth  engine(?: +\w+){4}\n", bare, 12), \
+                (self.STEPS, r"  depth  engine(?: +\w+){5}\n", bare, 12), \
                 (self.STEPS | {"only": ["bh", "notify"]}, r"  depth  engine +bh +notify\n", rf"\w.*{cell}{cell}", 12), \
                 (self.UML, r"  engine    IOPS +interrupts\n", rf"\w.*{cell}", 3):
             with self.subTest(about):
