@@ -92,9 +92,7 @@ def wanted(name: str, directory: str) -> str:
         rows = json.loads(file.read_text())
         lines, met, count = [], 0, 0
         for row in rows:
-            places = [f"{directory}/{name}" for name in row["results"].split()]     # the first that is there
-            place = next((p for p in places if (common.ROOT / "results" / p).is_dir()), places[-1])
-            cells = loadgen_results(place).cells_of("iops", row["rest"])
+            cells = loadgen_results(f"{directory}/{row['results']}").cells_of("iops", row["rest"])
             line = [row["row"]]
             for aio in rows[0]["iops"]:
                 if (least := row["iops"].get(aio)) is None:
