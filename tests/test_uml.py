@@ -11,6 +11,7 @@ import random
 import re
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -23,7 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from dctools import common, guest, options
 from dctools.check import client, exports
 from dctools.common import ToolError
-from dctools.guest import storage
+from dctools.guest import image, storage
 from dctools.guest import uml as linux
 from dctools.measure import calls, generator, uml
 from dctools.report import show
@@ -381,12 +382,92 @@ time.sleep(600)
 """
 
 
+# It sleeps as UML does: after an interrupt, without one, with one meanwhile, and without one again
+SLEEPER = r"""
+#include <signal.h>
+#include <stdio.h>
+#include <sys/time.h>
+
+static volatile sig_atomic_t interrupts, timeouts, interrupt_at_timeout;
+
+static void on_interrupt(int sig, siginfo_t *info, void *context)
+{
+    interrupts += info->si_signo == sig && context;
+}
+
+static void on_other(int sig, siginfo_t *info, void *context)
+{
+    interrupts += 100;
+}
+
+static void on_timer(int sig)
+{
+    timeouts++;
+    if (interrupt_at_timeout) {
+        raise(SIGIO);
+    }
+}
+
+static void nap(void)
+{
+    struct itimerval soon = { .it_value = { .tv_usec = 50000 } }, never = { 0 };
+    sigset_t none;
+    int before = timeouts;
+
+    sigemptyset(&none);
+    setitimer(ITIMER_REAL, &soon, NULL);
+    sigsuspend(&none);
+    setitimer(ITIMER_REAL, &never, NULL);
+    printf("%s ", timeouts > before ? "slept" : "awake");
+}
+
+int main(void)
+{
+    struct sigaction io = { .sa_sigaction = on_interrupt, .sa_flags = SA_SIGINFO }, other, old;
+    struct sigaction timer = { .sa_handler = on_timer };
+
+    sigaction(SIGALRM, &timer, NULL);
+    sigaction(SIGIO, &io, NULL);
+    /* UML tries another handler, and goes back */
+    sigaction(SIGIO, NULL, &old);
+    other = old;
+    other.sa_sigaction = on_other;
+    sigaction(SIGIO, &other, NULL);
+    sigaction(SIGIO, &old, NULL);
+
+    raise(SIGIO);
+    nap();
+    nap();
+    interrupt_at_timeout = 1;
+    nap();
+    interrupt_at_timeout = 0;
+    nap();
+    printf("%d\n", interrupts);
+    return 0;
+}
+"""
+
+
+class Preload(unittest.TestCase):
+    def test_an_interrupt_before_the_sleep_ends_it(self):
+        with tempfile.TemporaryDirectory() as d:
+            source, program, library = (pathlib.Path(d, name) for name in ("sleeper.c", "sleeper", "idle.so"))
+            source.write_text(SLEEPER)
+            subprocess.run(["gcc", "-o", program, source], check=True)
+            image.build_preload(image.PRELOAD / "idle.c", library)
+            for preload, said in [("", "slept slept slept slept 2"), (str(library), "awake slept slept slept 2")]:
+                with self.subTest(preload=preload):
+                    run = subprocess.run([program], env={"LD_PRELOAD": preload}, capture_output=True, text=True,
+                                         check=True, timeout=30)
+                    self.assertEqual((run.stdout.strip(), run.stderr), (said, ""))
+
+
 class Fakes(unittest.TestCase):
     def setUp(self):
         d = tempfile.TemporaryDirectory()
         self.addCleanup(d.cleanup)
         self.dir = pathlib.Path(d.name)
-        for name in ["initrd.img", "xstate.so"]:
+        for name in ["initrd.img", "xstate.so", "idle.so"]:
             (self.dir / name).touch()
         self.err = io.StringIO()
         stack = contextlib.ExitStack()
@@ -453,8 +534,20 @@ class FakeLinux(Fakes):
             vm.power_off(.2)
         self.assert_gone()
 
+    def test_what_it_preloads(self):
+        (self.dir / "linux.uml").touch()
+        for lost_wakeups, names in [(False, ["xstate.so", "idle.so"]), (True, ["xstate.so"])]:
+            with mock.patch("subprocess.Popen", side_effect=KeyboardInterrupt) as popen, \
+                    self.assertRaises(KeyboardInterrupt):
+                guest.Uml(image=self.dir, log_dir=self.dir / "log", memory=1, lost_wakeups=lost_wakeups).start()
+            self.assertEqual(popen.call_args[1]["env"]["LD_PRELOAD"], ":".join(f"{self.dir}/{name}" for name in names))
+
     def test_missing_pieces(self):
         with self.assertRaisesRegex(ToolError, "linux.uml is missing; run `make image`"):
+            guest.Uml(image=self.dir, log_dir=self.dir).start()
+        (self.dir / "linux.uml").touch()
+        (self.dir / "idle.so").unlink()
+        with self.assertRaisesRegex(ToolError, "idle.so is missing; run `make image`"):
             guest.Uml(image=self.dir, log_dir=self.dir).start()
 
     def test_command_line(self):

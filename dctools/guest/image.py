@@ -19,7 +19,7 @@ CONFIG = pathlib.Path(__file__).resolve().parent / "initramfs"
 KERNEL = "linux-image-cloud-amd64"
 # Linux as a program, for the same initramfs
 UML = "user-mode-linux"
-XSTATE = CONFIG.parent / "preload/xstate.c"     # for processors that are younger than it
+PRELOAD = CONFIG.parent / "preload"     # what UML lacks: xstate.c for younger processors, idle.c
 # QEMU's source package in Debian comes without firmware blobs.
 FIRMWARE = {"seabios": ["bios-256k.bin"],
             "qemu-system-data": ["linuxboot_dma.bin", "kvmvapic.bin"]}
@@ -65,7 +65,7 @@ def image_inputs(kernel: str) -> dict[str, Any]:
     packages = candidates([kernel, UML, *FIRMWARE])
     for p in ["fio", "busybox-static", "initramfs-tools-core"]:
         packages[p] = process.run(["dpkg-query", "-W", "-f", "${Version}", p])
-    files = {p.name: common.sha256(p) for p in [*sorted(CONFIG.rglob("*")), XSTATE] if p.is_file()}
+    files = {p.name: common.sha256(p) for top in (CONFIG, PRELOAD) for p in sorted(top.rglob("*")) if p.is_file()}
     return {"packages": packages, "files": files, "script": MKINITRAMFS}
 
 
@@ -85,7 +85,8 @@ def build_image() -> None:
         kernel, version = kernel_package()
         inputs = image_inputs(kernel)
         stamp = top / "inputs.json"
-        wanted = [top / "vmlinuz", top / "linux.uml", top / "xstate.so", top / "initrd.img",
+        wanted = [top / "vmlinuz", top / "linux.uml", top / "initrd.img",
+                  *(top / f"{f.stem}.so" for f in PRELOAD.glob("*.c")),
                   *(top / "firmware" / f for fs in FIRMWARE.values() for f in fs)]
         if stamp.is_file() and stamp.read_text() == json.dumps(inputs) \
                 and all(p.is_file() for p in wanted):
@@ -102,6 +103,11 @@ def build_image() -> None:
         stamp.write_text(json.dumps(inputs))
 
 
+def build_preload(source: pathlib.Path, library: pathlib.Path) -> None:
+    """Compile one of these files."""
+    process.run(["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", library, source])
+
+
 def add_uml(work: pathlib.Path, initrd: pathlib.Path) -> None:
     """Take Linux as a program, and append its driver to the initramfs: archives may follow one another there."""
     unpack(UML, work / "uml", work)
@@ -111,7 +117,8 @@ def add_uml(work: pathlib.Path, initrd: pathlib.Path) -> None:
     (work / "more/uml").mkdir(parents=True)
     shutil.copy(modules[0], work / "more/uml")
     process.run(["sh", "-ec", 'find . | cpio -o -H newc -R 0:0 --quiet >>"$1"', "sh", initrd], cwd=work / "more")
-    process.run(["gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", place() / "xstate.so", XSTATE])
+    for source in PRELOAD.glob("*.c"):
+        build_preload(source, place() / f"{source.stem}.so")
     os.replace(work / "uml/usr/bin/linux.uml", place() / "linux.uml")
 
 

@@ -54,16 +54,20 @@ def memory_place(mib: int, places: Sequence[pathlib.Path]) -> pathlib.Path:
 
 
 class Uml(Jobs):
-    """One User Mode Linux with our initramfs. Kills it when the with block ends."""
+    """One User Mode Linux with our initramfs. Kills it when the with block ends.
+
+    With lost_wakeups it is as Debian ships it: it may sleep through an interrupt until its timer ends.
+    """
 
     def __init__(self, disks: Sequence[pathlib.Path] = (), *, memory: int = 512, label: str = "uml",
                  log_dir: pathlib.Path | str | None = None, image: pathlib.Path | str | None = None,
-                 cpu: int | None = None) -> None:
+                 cpu: int | None = None, lost_wakeups: bool = False) -> None:
         super().__init__(label)
         self.disks, self.memory, self.cpu = list(disks), memory, cpu
         self.log_dir = pathlib.Path(log_dir or image_.place() / "log").resolve()
         self.console = self.log_dir / f"{label}.console"
         self.command: list[str] = []        # that it was started with
+        self._preloads = ["xstate.so", *([] if lost_wakeups else ["idle.so"])]
         self._image = pathlib.Path(image or image_.place())
         self._process: subprocess.Popen | None = None
         self._directory: pathlib.Path | None = None
@@ -78,7 +82,7 @@ class Uml(Jobs):
 
     def start(self) -> "Uml":
         """Start it; wait_ready() waits until it takes jobs."""
-        for name in ["linux.uml", "xstate.so", "initrd.img"]:
+        for name in ["linux.uml", *self._preloads, "initrd.img"]:
             if not (self._image / name).is_file():
                 raise ToolError(f"no guest image: {self._image / name} is missing; run `make image`")
         # the memory is a file without a name; in /dev/shm the kernel does not write it to a disk
@@ -88,7 +92,8 @@ class Uml(Jobs):
         try:
             self._job, theirs = socket.socketpair()
             self.command = self.arguments(self._directory, theirs.fileno())
-            env = environment.child({"TMPDIR": str(memory), "LD_PRELOAD": str(self._image / "xstate.so")})
+            preloads = ":".join(str(self._image / name) for name in self._preloads)
+            env = environment.child({"TMPDIR": str(memory), "LD_PRELOAD": preloads})
             with theirs, open(self.console, "wb") as console:
                 self._process = subprocess.Popen(
                     self.command, pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL, stdout=console,

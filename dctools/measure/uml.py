@@ -38,6 +38,7 @@ class Workload:
     pairs: int = options.number(4, 1, 1000, "pairs of processes, base and series")
     runtime: float = options.number(1.5, 0.5, 3600, "seconds of each sample", float)
     poll_max_ns: int = options.number(0, 0, 10 ** 9, "the IOThread polls so long (QEMU: 32768)")
+    lost_wakeups: bool = options.switch(False, "the guest may sleep through interrupts, as Debian ships it")
     seed: int | None = options.seed("replays the order of the runs")
     qemu_a: str = options.text("", "a QEMU binary, with its storage daemon beside it, in place of the base", "base")
     qemu_b: str = options.text("", "likewise, in place of the series", "series")
@@ -116,7 +117,8 @@ def run_sample(binary: compared.Binary, image: generator.Image, engine: str, p: 
                              cpu=cpu_daemon) as daemon:
         tid = daemon.add_iothread(poll_max_ns=p.poll_max_ns)
         daemon.add_disk(disk)
-        with guest.Uml([daemon.export(disk)], label=f"{label}-{engine}", log_dir=log_dir, cpu=cpu_guest) as linux:
+        with guest.Uml([daemon.export(disk)], label=f"{label}-{engine}", log_dir=log_dir, cpu=cpu_guest,
+                       lost_wakeups=p.lost_wakeups) as linux:
             linux.wait_ready()
             device, virtio = linux.disk()
             counted = count_calls(linux, p, device, tid)

@@ -52,7 +52,10 @@ class UmlResults(FioResults):
         storage = ", ".join(f"{aio} {where}" for aio, where in self.info["storage"].items())
         yield (f"fio: {p['rw']} {p['bs']}, iodepth {p['iodepth']}, {p['batch']} at once, {p['runtime']:g} s; "
                f"poll-max-ns {p['poll_max_ns']}; storage: {storage}")
-        yield ("guest: User Mode Linux, no hardware virtualisation needed" +
+        # before there was a choice, it was as it is
+        asleep = "may sleep through interrupts, as Debian ships it" if p.get("lost_wakeups", True) \
+            else "does not sleep through interrupts (preload/idle.c)"
+        yield (f"guest: User Mode Linux, no hardware virtualisation needed; it {asleep}" +
                ("; it and the daemon share the only CPU" if None in cpus else
                 f", on CPU {cpus[0]}; the daemon with its IOThread (and the workers of aio=threads) on CPU {cpus[1]}"))
         yield f"system calls counted in a run of their own; {self.runs[0]['calls']['source']}"
