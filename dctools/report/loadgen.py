@@ -14,7 +14,7 @@ from dctools.common import ToolError
 from dctools.measure import plan
 from dctools.measure.plan import Config, limit_key
 from dctools.report import page, plots
-from dctools.report.results import Results, markdown_lines, ratio_text, require_metrics
+from dctools.report.results import Results, markdown_lines, metric_cell, ratio_text, require_metrics
 from dctools.report.statistics import ROLES, analyse, middle, stratified, verdict
 
 PER_BATCH = 1.2         # notifications for a batch of completions that the driver finds when it looks, wanted at most
@@ -126,7 +126,7 @@ class LoadgenResults(Results):
         cells = self.cells_of(metric, rest)
         engines, depths = dict.fromkeys(aio for aio, _ in cells), dict.fromkeys(qd for _, qd in cells)
         return markdown_lines([["depth", *map(str, depths)]] + [
-            [aio, *(ratio_text(cells[aio, qd]["ab"]) if (aio, qd) in cells else "" for qd in depths)]
+            [aio, *(metric_cell(self, {metric: cells[aio, qd]}, metric) if (aio, qd) in cells else "" for qd in depths)]
             for aio in engines])
 
     @property
