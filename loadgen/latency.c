@@ -6,7 +6,7 @@
  */
 #include "latency.h"
 
-struct latency latency = { .least = UINT64_MAX };
+struct latency latency;
 
 /* The middle of bucket i, in nanoseconds. */
 static double middle(unsigned i)

@@ -16,7 +16,7 @@ enum {
 };
 
 struct latency {
-    uint64_t sum, least, most;
+    uint64_t sum, most;
     uint64_t histogram[LATENCY_BUCKETS];
 };
 
@@ -34,7 +34,6 @@ static inline void add_latency(uint64_t ns)
     }
     latency.histogram[i < LATENCY_BUCKETS ? i : LATENCY_BUCKETS - 1]++;
     latency.sum += ns;
-    latency.least = ns < latency.least ? ns : latency.least;
     latency.most = ns > latency.most ? ns : latency.most;
 }
 

@@ -52,9 +52,9 @@ static void print_measured(const struct figures *m)
 
     printf(" \"seconds\": %.6f, \"ios\": %.0f, \"writes\": %" PRIu64 ", "
            "\"iops\": %.1f,\n", s, n, m->count.writes, n / s);
-    printf(" \"latency_us\": {\"min\": %.3f, \"mean\": %.3f, \"p50\": %.3f, "
+    printf(" \"latency_us\": {\"mean\": %.3f, \"p10\": %.3f, \"p50\": %.3f, "
            "\"p99\": %.3f, \"p999\": %.3f, \"max\": %.3f},\n",
-           latency.least / 1e3, latency.sum / n / 1e3, percentile_us(.5),
+           latency.sum / n / 1e3, percentile_us(.1), percentile_us(.5),
            percentile_us(.99), percentile_us(.999), latency.most / 1e3);
     printf(" \"batches_seen\": {\"number\": %.0f, \"mean\": %.3f, "
            "\"max\": %" PRIu64 "},\n", batches, batches ? n / batches : 0,

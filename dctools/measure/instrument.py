@@ -184,15 +184,16 @@ def check_row_length(binary: pathlib.Path | str, most: int = ROW_MOST) -> None:
 
 
 def check_jitter(binary: pathlib.Path | str, jitter: bool = True) -> None:
-    """The driver's reaction time varies: some requests take much less than it is, some much more."""
+    """The driver's reaction time varies: many requests take much less than it is, some much more."""
     reaction = 2000
     p = _small(reaction_us=reaction, jitter=jitter, min_ios=300)
     with images(p) as found:
         # each of these requests takes milliseconds, and others have verified all of the image
         image = dataclasses.replace(found["fast", "threads"], verify="100")
         seen = sample(binary, p.configs[0], p, image, 1)["latency_us"]
-    if seen["min"] > reaction / 2 or seen["p99"] < reaction * 1.5:
-        raise ToolError(f"latencies from {seen['min']:.0f} to (p99) {seen['p99']:.0f} us do not vary as a "
+    # not the least: the driver, if it is kept waiting, finds a request at once that came meanwhile
+    if seen["p10"] > reaction / 2 or seen["p99"] < reaction * 1.5:
+        raise ToolError(f"latencies from (p10) {seen['p10']:.0f} to (p99) {seen['p99']:.0f} us do not vary as a "
                         f"reaction time from 0 to {2 * reaction} us does")
 
 
