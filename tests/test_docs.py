@@ -12,7 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from dctools import base, common, docs, series
 from dctools.common import ToolError
 
-RESULTS = "ring-v10.2-low-depth-xeon/disk"
+RESULTS = "ring-v10.2-low-depth/disk"
 TABLE = f"<!-- table: {RESULTS}: iops -->"
 STEPS, REST = "ring-v7.2/steps", "fast x 1, event_idx on, irq batch, waits for it"
 GRID = f"<!-- grid: {RESULTS}: iops: disk x 1, event_idx on, irq batch, waits for it -->"

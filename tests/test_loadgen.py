@@ -569,6 +569,18 @@ class Rows(unittest.TestCase):
         with mock.patch.object(self, "NAMES", later):
             self.assertEqual(self.events("UNUNsUURNsUNUUU"), "UNUNUURNUN")
 
+    def test_turns(self):
+        names = {**self.NAMES, "H": "virtio_queue_notify vdev 0x1 n 0 vq 0x2"}
+        for turns, said in [("HUUUUN" * 10, ""), ("HUUN" * 9 + "HUUUNUUN", "5 used buffers before the handler"),
+                            ("HUUN" * 8, "9 turns of the handler")]:
+            with self.subTest(turns), mock.patch.object(self, "NAMES", names), \
+                    mock.patch.object(instrument, "_traced", return_value=self.events(turns)) as traced:
+                if said:
+                    self.assertRaisesRegex(ToolError, said, instrument.check_turns, "qemu", 4)
+                else:
+                    instrument.check_turns("qemu", 4)
+                traced.assert_called_once_with("qemu", "off", 64, ["virtio_queue_notify"])
+
     def test_good(self):
         instrument.judge_rows("URNUURNUUURN" * 5, False)
         instrument.judge_rows("UNUURNUURUNURU" * 10, True)

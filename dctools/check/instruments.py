@@ -26,6 +26,10 @@ def check_loadgen(results: Results, stack: str) -> None:
     results.do("loadgen: one used buffer too many in a row is noticed", must_fail,
                f"{instrument.ROW_MOST} used buffers in a row", instrument.check_row_length, binary,
                instrument.ROW_MOST - 1)
+    results.do("loadgen: a handler that always finds requests returns to the event loop", instrument.check_turns,
+               binary)
+    results.do("loadgen: a handler that returns later than it should is noticed", must_fail,
+               f"{instrument.TURN_MOST // 4} allowed", instrument.check_turns, binary, instrument.TURN_MOST // 4)
     results.do("loadgen: few notifications for a batch of completions", instrument.check_writes, binary)
     results.do("loadgen: half a notification for each is too few, which is noticed", must_fail, "0.5 allowed",
                instrument.check_writes, binary, 0.5)

@@ -23,8 +23,10 @@ DOUBLE_WRITES = SOURCES / "preload" / "doublewrite.c"
 LOST = SOURCES / "preload" / "lost.c"
 # QEMU's trace events, of v7.2 and of v10.2: a used buffer, a notification, a deferred call
 LETTERS = {"virtio_notify_irqfd": "U", "virtio_notify_irqfd_send": "N", "defer_call_run": "r",
-           "virtio_notify_batch": "U", "virtio_notify": "N", "virtio_notify_batch_deferred_fn": "R"}
+           "virtio_notify_batch": "U", "virtio_notify": "N", "virtio_notify_batch_deferred_fn": "R",
+           "virtio_queue_notify": "H"}
 ROW_MOST = 32       # DEFER_CALL_TAKE_MAX
+TURN_MOST = 256 + 64    # requests that fit into the virtqueue, and those in flight before
 BATCHES = SOURCES / "preload" / "batches.c"
 # aio-max-batch of the IOThread and of the file, and the most that QEMU then submits at once
 BATCH_LIMITS = [(0, 0, 32), (4, 0, 4), (0, 4, 4), (8, 4, 4), (4, 8, 4)]
@@ -127,7 +129,7 @@ def check_writes(binary: pathlib.Path | str, most: float = PER_BATCH) -> None:
 
 
 def trace_events(trace: str) -> str:
-    """What a trace says of the virtqueue: U for a used buffer, N for a notification, R for a deferred call.
+    """What a trace says of the virtqueue: U: used buffer, N: notification, R: deferred call, H: the handler is called.
 
     Up to the last notification; QEMU may have been killed after that. In v7.2 a deferred call first goes
     behind the others, which may use buffers: it runs twice (r).
@@ -157,13 +159,13 @@ def judge_rows(events: str, event_idx: bool, least: int = 10) -> None:
             raise ToolError(f"{n} {what}, {least} were wanted")
 
 
-def _traced(binary: pathlib.Path | str, event_idx: str, iodepth: int) -> str:
+def _traced(binary: pathlib.Path | str, event_idx: str, iodepth: int, more: Sequence[str] = ()) -> str:
     """What QEMU does with the virtqueue of a driver that waits for interrupts."""
     p = _small(aio=("native",), iodepth=(iodepth,), event_idx=(event_idx,),
                irq=("batch" if event_idx == "on" else "each",), wait=("irq",))
     config, trace = p.configs[0], place() / "trace.log"
     with images(p) as found:
-        events = [a for e in ["virtio_notify*", "defer_call_run"] for a in ("-trace", e)]
+        events = [a for e in ["virtio_notify*", "defer_call_run", *more] for a in ("-trace", e)]
         run_load(command(binary, config, p, found[config.storage, config.aio], 1) +
                  [a for q in [*events, "-D", str(trace)] for a in ("--qemu-arg", q)], 120)
     return trace_events(trace.read_text(errors="replace"))
@@ -181,6 +183,15 @@ def check_row_length(binary: pathlib.Path | str, most: int = ROW_MOST) -> None:
         raise ToolError(f"{longest} used buffers in a row, {most} allowed")
     if longest < 2:
         raise ToolError("no rows of used buffers in the trace")
+
+
+def check_turns(binary: pathlib.Path | str, most: int = TURN_MOST) -> None:
+    """A virtqueue's handler that always finds requests returns to the event loop after so many."""
+    turns = _traced(binary, "off", 64, ["virtio_queue_notify"]).split("H")
+    if (longest := max(turn.count("U") for turn in turns)) > most:
+        raise ToolError(f"{longest} used buffers before the handler is called again, {most} allowed")
+    if len(turns) < 10:
+        raise ToolError(f"{len(turns)} turns of the handler in the trace, 10 were wanted")
 
 
 def check_jitter(binary: pathlib.Path | str, jitter: bool = True) -> None:
