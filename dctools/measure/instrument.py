@@ -21,7 +21,7 @@ from dctools.report.statistics import paired
 WRAPS = 4       # times 65,536 requests
 DOUBLE_WRITES = SOURCES / "preload" / "doublewrite.c"
 LOST = SOURCES / "preload" / "lost.c"
-# QEMU's trace events, of v7.2 and of v10.2: a used buffer, a notification, a deferred call
+# QEMU's trace events, of v7.2 and of v10.2: a used buffer, a notification, a deferred call, a handler
 LETTERS = {"virtio_notify_irqfd": "U", "virtio_notify_irqfd_send": "N", "defer_call_run": "r",
            "virtio_notify_batch": "U", "virtio_notify": "N", "virtio_notify_batch_deferred_fn": "R",
            "virtio_queue_notify": "H"}
