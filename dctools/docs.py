@@ -196,12 +196,13 @@ def mail_cell(found: Results, rows: dict[str, Any], metric: str) -> str:
     return short(metric_cell(found, rows, metric)).replace(" → ", ", ")
 
 
-def mail_grid(directory: str, rest: str) -> list[list[str]]:
-    """IOPS by depth and engine."""
-    cells = loadgen_results(directory).cells_of("iops", rest)
+def mail_grid(directory: str, rest: str, metric: str = "iops") -> list[list[str]]:
+    """A metric by depth and engine."""
+    found = loadgen_results(directory)
+    cells = found.cells_of(metric, rest)
     engines, depths = list(dict.fromkeys(aio for aio, _ in cells)), dict.fromkeys(qd for _, qd in cells)
     return [["depth", *engines]] + [
-        [str(qd), *(short(ratio_text(cells[aio, qd]["ab"])) for aio in engines)] for qd in depths]
+        [str(qd), *(mail_cell(found, {metric: cells[aio, qd]}, metric) for aio in engines)] for qd in depths]
 
 
 def mail_steps(steps: str, rest: str, only: Sequence[str] = ()) -> list[list[str]]:
