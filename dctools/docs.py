@@ -219,10 +219,9 @@ def mail_name(config: Config) -> list[str]:
             (", disk" if config.storage == "disk" else "")]
 
 
-def mail_rows(directories: Sequence[str], metrics: Sequence[str], storage: str = "") -> list[list[str]]:
-    """A line for each configuration with an irqfd (of this storage), by depth; of User Mode Linux for each engine."""
-    found = [(config, results(d), rows) for d in directories for config, rows in results(d).table.items()
-             if not storage or config.storage == storage]
+def mail_rows(directories: Sequence[str], metrics: Sequence[str]) -> list[list[str]]:
+    """A line for each configuration with an irqfd, by depth; of User Mode Linux for each engine."""
+    found = [(config, results(d), rows) for d in directories for config, rows in results(d).table.items()]
     depths = isinstance(found[0][0], Config)
     if depths:
         found = sorted((each for each in found if each[0].main in ("irqfd", "export")),
