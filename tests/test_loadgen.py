@@ -199,7 +199,7 @@ class Parameters(unittest.TestCase):
                     {"TRANSPORT": "vhost-user", "QUICK": "1"}, {"MAIN": "driver", "TRANSPORT": "pci vhost-user"},
                     {"MAIN": "export"}, {"MAIN": "export", "TRANSPORT": "pci vhost-user"},
                     {"MAIN": "export", "TRANSPORT": "vhost-user", "POLL_MAX_NS": "0 32768"},
-                    {"MACHINE": "q35", "TRANSPORT": "vhost-user"}]:
+                    {"MACHINE": "q35", "TRANSPORT": "vhost-user"}, {"JITTER": "on"}]:
             with self.subTest(env), self.assertRaises(ToolError) as e:
                 parameters(**env)
             self.assertNotIn("\n", str(e.exception))
@@ -248,6 +248,19 @@ class Parameters(unittest.TestCase):
         self.assertEqual(words[words.index("--reaction-us") + 1], "2.0")
         self.assertEqual(words[words.index("--jitter") + 1], "on")
         self.assertEqual(generator.placement(dataclasses.replace(config, main="iothread"), p.cpus)[-1], 1)
+
+    def test_reaction_time_is_that_of_what_the_driver_waits_for(self):
+        def reactions(**env):
+            p = parameters(**env)
+            return {c.wait: p.reaction(c) for c in p.configs}
+        self.assertEqual(reactions(), {"used": (0.2, "off"), "irq": (3, "on")})
+        self.assertEqual(reactions(REACTION_US="5"), {"used": (5, "off"), "irq": (5, "off")})
+        # the targets are for a driver that reacts at once
+        self.assertEqual(reactions(QUICK="1"), {"used": (0.2, "off"), "irq": (0.2, "off")})
+        self.assertEqual(reactions(QUICK="1", REACTION_US="3", JITTER="on"), {"used": (3, "on"), "irq": (3, "on")})
+        self.assertIn("3 us, at random up to twice that, if it waits for interrupts; 0.2 us, if it looks",
+                      report.reaction_text({"reaction_us": None, "jitter": "off"}))
+        self.assertEqual(report.reaction_text({"reaction_us": 2.0}), "2 us")
 
 
 class Measure(unittest.TestCase):
@@ -471,8 +484,8 @@ class Measure(unittest.TestCase):
         self.assertEqual(text.count("not measured: "), 6, text)
         with self.assertRaisesRegex(ToolError, "not comparable: rw read and write"):
             self.signs(self.toy(1.3), self.toy(1.3), there={"RW": "write"})
-        with self.assertRaisesRegex(ToolError, "not comparable: jitter off and on"):
-            self.signs(self.toy(1.3), self.toy(1.3), there={"JITTER": "1"})
+        with self.assertRaisesRegex(ToolError, "not comparable: reaction time 3 us, at random .* and 2 us"):
+            self.signs(self.toy(1.3), self.toy(1.3), there={"REACTION_US": "2"})
 
     def test_contradicted_signs_are_a_failure(self):
         with self.assertRaisesRegex(ToolError, "^8 of them go the other way"):

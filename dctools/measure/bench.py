@@ -31,7 +31,8 @@ def generator_parameters(given: Options) -> plan.Parameters:
     try:
         return plan.parameters(plan.Options(
             iodepth=(4, 64), queues=(1,), event_idx=("on",), irq=("each", "batch"), storage=(storage,), main=("irqfd",),
-            pairs=4, seconds=.5, qemu_a=given.qemu_a, qemu_b=given.qemu_b, seed=given.seed))
+            poll_max_ns=(0, plan.DEFAULT_POLL), pairs=4, seconds=.3, qemu_a=given.qemu_a, qemu_b=given.qemu_b,
+            seed=given.seed))
     except ToolError as e:
         raise ToolError(f"{e}; RING=off does without the load generator") from None
 

@@ -143,13 +143,14 @@ def placement(config: Config, cpus: Mapping[str, int | None]) -> list[Any]:
 
 def command(binary: pathlib.Path | str, config: Config, p: Parameters, image: Image, seed: int) -> list[str]:
     """loadgen's command line for one sample; binary is the QEMU, also of a daemon that was built with it."""
+    reaction_us, jitter = p.reaction(config)
     device = ["--qemu", binary, "--machine", p.machine] if config.transport == "pci" else \
         ["--qemu", compared.storage_daemon(str(binary)), "--transport", config.transport]
     return [str(a) for a in [
         program(), *device, "--image", image.path, "--aio", config.aio,
         "--cache-direct", "on" if image.direct else "off", "--qd", config.qd, "--queues", config.queues,
         "--event-idx", config.event_idx, "--irq", config.irq, "--wait", config.wait,
-        *placement(config, p.cpus), "--reaction-us", p.reaction_us, "--jitter", p.jitter, "--batch", p.batch,
+        *placement(config, p.cpus), "--reaction-us", reaction_us, "--jitter", jitter, "--batch", p.batch,
         "--poll-max-ns", config.poll_max_ns, "--indirect", p.indirect, "--rw", p.rw, "--bs", p.bs,
         "--seconds", p.seconds, "--min-ios", p.min_ios, "--warmup", WARM_UP,
         "--count-seconds", COUNT, "--verify", image.verify, "--seed", seed]]

@@ -40,7 +40,8 @@ def _small(**kw: Any) -> Parameters:
     """
     small: dict[str, Any] = {
         "pairs": 3, "seconds": .3, "seed": 1, "aio": ("threads",), "iodepth": (1,), "queues": (1,),
-        "event_idx": ("off",), "irq": ("each",), "storage": ("fast",), "main": ("irqfd",), "min_ios": 3000}
+        "event_idx": ("off",), "irq": ("each",), "storage": ("fast",), "main": ("irqfd",), "reaction_us": .2,
+        "min_ios": 3000}
     return parameters(Options(**{**small, **kw}))
 
 

@@ -23,6 +23,9 @@ CHOICES = {"aio": guest.AIO, "event_idx": ["on", "off"], "irq": ["each", "batch"
 # What a guest does: an interrupt handler takes all there is; a vCPU that runs in
 # parallel anyway sees each entry; one that polls wants no interrupt.
 NATURAL_WAIT = {"each": "used", "batch": "irq", "off": "used"}
+# A driver that looks all the time sees a finished request at once, one that waits for an
+# interrupt takes microseconds for that: (microseconds, jitter)
+NATURAL_REACTION = {"used": (0.2, "off"), "irq": (3, "on")}
 
 LimitKey = tuple[str, str, int]         # storage, engine, requests in flight
 
@@ -78,7 +81,7 @@ class Parameters:
     rw: str
     bs: int
     batch: int
-    reaction_us: float
+    reaction_us: float | None       # None: natural for what a driver waits for, jitter as well
     jitter: str         # of the reaction time, from 0 to twice as much
     layouts: bool       # each pair has binaries of its own, the same objects linked in another order
     indirect: str
@@ -90,6 +93,10 @@ class Parameters:
     cpus: dict[str, int | None]          # role of a thread: CPU
     qemu_a: str
     qemu_b: str
+
+    def reaction(self, config: Config) -> tuple[float, str]:
+        """The driver's reaction time in microseconds, and its jitter."""
+        return NATURAL_REACTION[config.wait] if self.reaction_us is None else (self.reaction_us, self.jitter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +121,10 @@ class Options:
     rw: str = options.option(read_write, "read", "read, write or mix:PERCENT_WRITES")
     bs: int = options.option(lambda text: options.size(text, 1), 4096, "block size", "4k")
     batch: int = options.number(64, 1, 1024, "requests that the driver adds before it kicks")
-    reaction_us: float = options.number(0.2, 0, 1e6, "microseconds until the driver sees an interrupt", float)
-    jitter: bool = options.switch(False, "let that be at random from 0 to twice as much")
+    reaction_us: float | None = options.number(None, 0, 1e6, "microseconds until the driver sees that something is "
+                                               "finished", float, "3 if it waits for interrupts, with jitter; else, "
+                                               "and with QUICK=1, 0.2")
+    jitter: bool = options.switch(False, "let that time be at random from 0 to twice as much")
     poll_max_ns: tuple[int, ...] = options.numbers((0,), 10 ** 9, "the IOThread polls so long (QEMU: 32768)", 0)
     indirect: bool = options.switch(True, "indirect descriptors")
     pairs: int | None = options.number(None, 1, 10000, "pairs of processes", shown="8; 2 with many configurations")
@@ -213,6 +222,8 @@ def parameters(o: Options) -> Parameters:
     configs = QUICK.get(common.stack_name(), quick_plan)() if o.quick else full_plan(o, cpus)
     if not o.indirect and max(c.qd for c in configs) > 341:
         raise ToolError("INDIRECT=off: at most 341 requests fit in a queue; give IODEPTH=")
+    if "jitter" in options.given_to(o) and o.reaction_us is None and not o.quick:
+        raise ToolError("JITTER= is given, but not of which time; give REACTION_US= as well")
     if o.disk and not any(c.storage == "disk" for c in configs):
         raise ToolError("DISK= is given, but STORAGE= leaves the disk out")
     many = len(configs) > MANY
@@ -221,7 +232,9 @@ def parameters(o: Options) -> Parameters:
         configs=configs, quick=o.quick, rw=o.rw, bs=o.bs, indirect="on" if o.indirect else "off",
         # the full plan has hundreds of configurations, and is read group by group
         pairs=o.pairs or (2 if many else 8), seconds=seconds, turns=min(1000, round(seconds / TURN)),
-        min_ios=o.min_ios, batch=o.batch, reaction_us=o.reaction_us, jitter="on" if o.jitter else "off",
+        min_ios=o.min_ios, batch=o.batch, jitter="on" if o.jitter else "off",
+        # the targets are for a driver that reacts at once
+        reaction_us=NATURAL_REACTION["used"][0] if o.quick and o.reaction_us is None else o.reaction_us,
         layouts=not o.qemu_a if o.layouts is None else o.layouts, machine=o.machine,
         seed=random.SystemRandom().randrange(1 << 31) if o.seed is None else o.seed,
         disk=compared.own_disk(o.disk, o.rw != "read", o.write_ok, o.rw) if o.disk else "", write_ok=o.write_ok,

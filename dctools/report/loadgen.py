@@ -38,6 +38,16 @@ def metrics(run: dict[str, Any]) -> dict[str, float]:
             "rescheduling": run["syscalls"].get("rescheduling", math.nan)}
 
 
+def reaction_text(p: dict[str, Any]) -> str:
+    """How long the driver takes to see that something is finished."""
+    def one(us, jitter):
+        return f"{us:g} us" + (", at random up to twice that" if jitter == "on" else "")
+    if p["reaction_us"] is None:
+        return "; ".join(f"{one(*plan.NATURAL_REACTION[wait])}, {which}" for wait, which in
+                         (("irq", "if it waits for interrupts"), ("used", "if it looks all the time")))
+    return one(p["reaction_us"], p.get("jitter"))
+
+
 def limits(directory: pathlib.Path) -> dict[tuple[Any, ...], float]:
     """{limit_key(): median IOPS}; empty where fio did not run."""
     found: dict[tuple[Any, ...], list[float]] = collections.defaultdict(list)
@@ -161,10 +171,9 @@ class LoadgenResults(Results):
         p, host = self.info["parameters"], self.info["host"]
         cpus = p["cpus"]
         busy = sum(r["others"] for r in self.runs) / len(self.runs) / host["cpus"]
-        jitter = ", at random up to twice that" if p.get("jitter") == "on" else ""
         polls = f"poll-max-ns {p['poll_max_ns']}; " if "poll_max_ns" in p else ""
         yield (f"{p['rw']} of {p['bs']} bytes, {p['seconds']:g} s, at random; reaction time of the driver "
-               f"{p['reaction_us']:g} us{jitter}; {polls}indirect descriptors {p['indirect']}")
+               f"{reaction_text(p)}; {polls}indirect descriptors {p['indirect']}")
         yield ("fast: tmpfs with O_DIRECT, for io_uring a page-cached file; disk: "
                f"{self.info['disk']} with O_DIRECT")
         yield (f"driver on CPU {cpus['driver']}, IOThread (and the workers of aio=threads) on CPU "
@@ -261,5 +270,6 @@ class LoadgenResults(Results):
         single, many = {str(c): rows for c, rows in self.table.items()}, self.groups()
         told = {**single, **many} if everything else many if self.many else single
         return {(title, m): rows[m] for title, rows in told.items() for m in self.TOLD}, \
-            {k: {"jitter": "off", "poll_max_ns": 0, **self.info["parameters"]}[k] for k in
-             ("rw", "bs", "batch", "reaction_us", "jitter", "poll_max_ns", "indirect")}
+            {k: {"poll_max_ns": 0, **self.info["parameters"],
+                 "reaction time": reaction_text(self.info["parameters"])}[k] for k in
+             ("rw", "bs", "batch", "reaction time", "poll_max_ns", "indirect")}
