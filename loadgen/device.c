@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * virtio-blk-pci as its driver sets it up,
+ * virtio-blk-pci or virtio-scsi-pci as its driver sets it up,
  * by the virtio specification, section 3.1.
  */
 #include <inttypes.h>
@@ -9,8 +9,10 @@
 #include <linux/virtio_pci.h>
 #include <stddef.h>
 
+#include "driver.h"
 #include "end.h"
 #include "eventfd.h"
+#include "image.h"
 #include "options.h"
 #include "pci.h"
 #include "qtest.h"
@@ -28,7 +30,7 @@
 static void set_up_queue(struct queue *q)
 {
     unsigned size = queue_size(), most;
-    unsigned vector = q->index + 1; /* 0 is for configuration changes */
+    unsigned vector = q - queues + 1;   /* 0 is for configuration changes */
 
     WRITE_COMMON(queue_select, q->index);
     most = READ_COMMON(queue_size);
@@ -82,7 +84,9 @@ static void set_up_device(void)
     WRITE_COMMON(device_status,
                  VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER);
     negotiate_features();
-    set_capacity(memory_read(8, pci.config));
+    /* virtio-scsi has it in no register */
+    set_capacity(is_scsi() ? image_size() / SECTOR :
+                 memory_read(8, pci.config));
 
     vectors = msix_vectors();
     if (vectors < opt.queues + 1) {
@@ -102,5 +106,9 @@ void set_up_pci(void)
     WRITE_COMMON(device_status, VIRTIO_CONFIG_S_ACKNOWLEDGE |
                  VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK |
                  VIRTIO_CONFIG_S_DRIVER_OK);
+    if (is_scsi()) {
+        /* is answered with the news of the reset alone */
+        one_request(&queues[0], 0);
+    }
     find_eventfds();
 }

@@ -44,10 +44,13 @@ static void submit(struct queue *q, unsigned id, uint64_t block, bool write,
     struct slot *s = &q->slot[id];
     uint64_t sector = block * (opt.bs / SECTOR);
 
-    s->header->type = write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN;
-    s->header->sector = sector;
-    s->data_desc->flags = VRING_DESC_F_NEXT | (write ? 0 : VRING_DESC_F_WRITE);
-    *s->status = 0xff;
+    s->sector = sector;
+    s->write = write;
+    if (is_scsi()) {
+        write_scsi_request(s);
+    } else {
+        write_blk_request(s);
+    }
     if (write) {
         pattern(s->data, sector, opt.bs / SECTOR);
     }
@@ -104,18 +107,16 @@ static unsigned take(struct queue *q)
 {
     struct vring_used_elem *e =
         &q->vring.used->ring[q->last_used % q->vring.num];
-    unsigned id = opt.indirect ? e->id : e->id / 3;
+    unsigned id = opt.indirect ? e->id : e->id / 3, status;
 
     if (id >= opt.qd) {
         die("queue %u: the device returns descriptor %u, which is none of ours",
             q->index, e->id);
     }
-    if (*q->slot[id].status != VIRTIO_BLK_S_OK) {
-        struct virtio_blk_outhdr *header = q->slot[id].header;
-
+    status = answered(&q->slot[id]);
+    if (status) {
         die("queue %u: %s of sector %" PRIu64 " ends with status %u", q->index,
-            header->type == VIRTIO_BLK_T_OUT ? "write" : "read",
-            (uint64_t)header->sector, *q->slot[id].status);
+            q->slot[id].write ? "write" : "read", q->slot[id].sector, status);
     }
     q->last_used++;
     q->in_flight--;
@@ -183,15 +184,14 @@ static void issue(struct queue *q, uint64_t now)
 static void finish(struct queue *q, unsigned id, uint64_t now)
 {
     struct slot *s = &q->slot[id];
-    bool write = s->header->type == VIRTIO_BLK_T_OUT;
 
     count.done++;
-    count.writes += write;
+    count.writes += s->write;
     if (job.record) {
         add_latency(now - s->submitted);
     }
-    if (job.verify && !write) {
-        int64_t wrong = pattern_differs(s->data, s->header->sector,
+    if (job.verify && !s->write) {
+        int64_t wrong = pattern_differs(s->data, s->sector,
                                         opt.bs / SECTOR);
 
         if (wrong >= 0) {

@@ -1,12 +1,12 @@
 /*
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * The load generator: a virtio-blk driver without a guest.
+ * The load generator: a virtio-blk or virtio-scsi driver without a guest.
  * What it does, and in which order.
  *
  * It starts a QEMU with the qtest accelerator and guest RAM in a memfd.  It
- * sets up virtio-blk-pci through the qtest protocol as a guest's driver would,
- * and then works the split virtqueues in the shared memory.  Nothing is
+ * sets up the device through the qtest protocol as a guest's driver would, and
+ * then works the split virtqueues in the shared memory.  Nothing is
  * emulated in between, so the IOThread is what limits the speed.  With
  * --transport vhost-user it starts a storage daemon instead, and is the
  * front-end of what that exports, with memory and eventfds of its own.

@@ -23,7 +23,7 @@ const char *const aio_names[] = { "native", "io_uring", "threads", NULL };
 const char *const irq_names[] = { "each", "batch", "off", NULL };
 const char *const wait_names[] = { "used", "irq", NULL };
 const char *const kick_names[] = { "eventfd", "qtest", NULL };
-const char *const transport_names[] = { "pci", "vhost-user", NULL };
+const char *const transport_names[] = { "pci", "scsi", "vhost-user", NULL };
 static const char *const switch_names[] = { "off", "on", NULL };
 
 struct row {
@@ -189,8 +189,9 @@ static const struct row rows[] = {
               "with --transport vhost-user the qemu-storage-daemon" },
     { "transport", NULL, parse_choice, &opt.transport,
       .choices = transport_names, .initial = "pci",
-      .help = "how the driver gets at the device: virtio-blk-pci of a\n"
-              "QEMU through qtest, or a daemon's vhost-user-blk export" },
+      .help = "how the driver gets at the disk: virtio-blk-pci or\n"
+              "virtio-scsi-pci of a QEMU through qtest, or a daemon's\n"
+              "vhost-user-blk export" },
     { "image", "FILE", parse_text, &opt.image,
       .help = "its disk: a file with a size, or a block device" },
     { "fill", "", parse_flag, &opt.fill,
@@ -347,7 +348,7 @@ static void parse_help(const struct row *row, const char *text)
 /* What each option by itself cannot know. */
 static void check_options(const bool *given)
 {
-    if (opt.transport != TRANSPORT_PCI) {
+    if (opt.transport == TRANSPORT_VHOST_USER) {
         for (unsigned i = 0; i < ROWS; i++) {
             if (rows[i].pci && given[i]) {
                 die("--%s and --transport %s: leave one of them out",

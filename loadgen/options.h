@@ -15,7 +15,7 @@ enum aio { AIO_NATIVE, AIO_IO_URING, AIO_THREADS };
 enum irq { IRQ_EACH, IRQ_BATCH, IRQ_OFF };
 enum wait_for { WAIT_USED, WAIT_IRQ };
 enum kick { KICK_EVENTFD, KICK_QTEST };
-enum transport_kind { TRANSPORT_PCI, TRANSPORT_VHOST_USER };
+enum transport_kind { TRANSPORT_PCI, TRANSPORT_SCSI, TRANSPORT_VHOST_USER };
 
 struct options {
     const char *qemu, *image, *machine;

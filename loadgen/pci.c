@@ -13,9 +13,10 @@
 #include "end.h"
 #include "pci.h"
 #include "qtest.h"
+#include "request.h"
 
 #define BAR_START 0xe0000000ull     /* the PCI hole of i440fx and q35 */
-#define BLOCK_DEVICE ((0x1040u + VIRTIO_ID_BLOCK) << 16 | 0x1af4)
+#define MODERN_DEVICE(id) ((0x1040u + (id)) << 16 | 0x1af4)
 
 struct pci_device pci;
 static unsigned devfn;
@@ -99,12 +100,15 @@ static void read_msix_capability(unsigned cap, const uint64_t *bar)
 void find_device(void)
 {
     uint64_t bar[PCI_MSIX_TABLE_BIR + 1] = { 0 };
+    uint32_t wanted =
+        MODERN_DEVICE(is_scsi() ? VIRTIO_ID_SCSI : VIRTIO_ID_BLOCK);
     unsigned cap, command;
 
-    while (pci_read(PCI_VENDOR_ID, 4) != BLOCK_DEVICE) {
+    while (pci_read(PCI_VENDOR_ID, 4) != wanted) {
         devfn += 8;
         if (devfn > 0xff) {
-            die("no modern virtio-blk device on PCI bus 0 of this machine");
+            die("no modern virtio-blk or virtio-scsi device on PCI bus 0 of "
+                "this machine");
         }
     }
     program_bars(bar);
@@ -120,8 +124,7 @@ void find_device(void)
         cap = pci_read(cap + PCI_CAP_LIST_NEXT, 1);
     }
     if (!pci.common || !pci.config || !pci.notify || !pci.msix_cap) {
-        die("the virtio-blk device lacks a capability that a modern one with "
-            "MSI-X has");
+        die("the device lacks a capability that a modern one with MSI-X has");
     }
     command = pci_read(PCI_COMMAND, 2);
     pci_write(PCI_COMMAND, 2, command | PCI_COMMAND_MEMORY |

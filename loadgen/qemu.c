@@ -1,7 +1,7 @@
 /*
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Starting a QEMU with virtio-blk-pci,
+ * Starting a QEMU with virtio-blk-pci or virtio-scsi-pci,
  * and with guest RAM that is shared with it.
  */
 #include <inttypes.h>
@@ -14,18 +14,30 @@
 #include "process.h"
 #include "qtest.h"
 #include "ram.h"
+#include "request.h"
 #include "transport.h"
 #include "virtqueue.h"
 
 static void add_device(struct command *c)
 {
+    const char *event_idx = opt.event_idx ? "on" : "off";
+    const char *indirect = opt.indirect ? "on" : "off";
+    /* the others have the image open, too; all write the same pattern */
+    const char *shared = opt.turns && opt.write_percent ? ",share-rw=on" : "";
+
     add(c, "-device");
-    add(c, "virtio-blk-pci,drive=disk0,iothread=iothread0,disable-legacy=on,"
-        "num-queues=%u,queue-size=%u,event_idx=%s,indirect_desc=%s%s",
-        opt.queues, queue_size(), opt.event_idx ? "on" : "off",
-        opt.indirect ? "on" : "off",
-        /* the others have the image open, too; all write the same pattern */
-        opt.turns && opt.write_percent ? ",share-rw=on" : "");
+    if (is_scsi()) {
+        add(c, "virtio-scsi-pci,iothread=iothread0,disable-legacy=on,"
+            "num_queues=%u,virtqueue_size=%u,event_idx=%s,indirect_desc=%s",
+            opt.queues, queue_size(), event_idx, indirect);
+        add(c, "-device");
+        add(c, "scsi-hd,drive=disk0%s", shared);
+    } else {
+        add(c, "virtio-blk-pci,drive=disk0,iothread=iothread0,"
+            "disable-legacy=on,num-queues=%u,queue-size=%u,event_idx=%s,"
+            "indirect_desc=%s%s", opt.queues, queue_size(), event_idx,
+            indirect, shared);
+    }
 }
 
 /* What it names by their numbers are files and sockets of ours. */

@@ -14,6 +14,7 @@
 #include "end.h"
 #include "options.h"
 #include "ram.h"
+#include "request.h"
 
 #define RAM_START (UINT64_C(16) << 20) /* above what a PC has below 1 MiB */
 #define RAM_MOST (UINT64_C(2) << 30)   /* in one piece from address 0 on a PC */
@@ -41,8 +42,8 @@ uint64_t offset_in_ram(const void *p)
 
 static void set_ram_size(void)
 {
-    /* a slot's 128 bytes and its data; the rest is for rings and alignment */
-    uint64_t slot = 128 + opt.bs + 4096;
+    /* a slot and its data; the rest is for rings and alignment */
+    uint64_t slot = SLOT_SIZE + opt.bs + 4096;
     uint64_t rings = 65536;
     uint64_t need = RAM_START + opt.queues * (opt.qd * slot + rings);
 

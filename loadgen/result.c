@@ -25,7 +25,7 @@ static void print_parameters(void)
            "\"batch\": %u, ", transport_names[opt.transport],
            aio_names[opt.aio], truth(opt.cache_direct),
            opt.qd, opt.queues, opt.batch);
-    if (opt.transport == TRANSPORT_PCI) {
+    if (opt.transport != TRANSPORT_VHOST_USER) {
         printf("\"machine\": \"%s\", \"irqfd\": %s, \"kick\": \"%s\", ",
                opt.machine, truth(opt.irqfd), kick_names[opt.kick]);
     }

@@ -11,10 +11,12 @@
 
 #include "end.h"
 #include "options.h"
+#include "request.h"
 #include "transport.h"
 
 const struct transport transports[] = {
     [TRANSPORT_PCI] = { start_qemu, set_up_pci, has_ended },
+    [TRANSPORT_SCSI] = { start_qemu, set_up_pci, has_ended },
     [TRANSPORT_VHOST_USER] = {
         start_daemon, set_up_vhost_user, daemon_is_gone
     },
@@ -36,7 +38,7 @@ void choose_features(uint64_t offered)
     features = 1ull << VIRTIO_F_VERSION_1;
     features |= opt.event_idx ? 1ull << VIRTIO_RING_F_EVENT_IDX : 0;
     features |= opt.indirect ? 1ull << VIRTIO_RING_F_INDIRECT_DESC : 0;
-    features |= opt.queues > 1 ? 1ull << VIRTIO_BLK_F_MQ : 0;
+    features |= opt.queues > 1 && !is_scsi() ? 1ull << VIRTIO_BLK_F_MQ : 0;
     if ((offered & features) != features) {
         die("the device lacks features: it offers 0x%" PRIx64 ", 0x%" PRIx64
             " are needed", offered, features);

@@ -24,7 +24,7 @@ extern uint64_t features;       /* negotiated */
 void choose_features(uint64_t offered);
 void set_capacity(uint64_t sectors);
 
-/* virtio-blk-pci of a QEMU, through qtest. */
+/* virtio-blk-pci or virtio-scsi-pci of a QEMU, through qtest. */
 void start_qemu(void);
 void set_up_pci(void);
 

@@ -23,10 +23,10 @@ unsigned queue_size(void)
     return size;
 }
 
-/* slot: 128 bytes of guest RAM, for header, status and indirect table. */
+/* slot: SLOT_SIZE bytes of guest RAM, for header, answer and indirect table. */
 static void make_slot(struct queue *q, unsigned i, uint64_t slot, uint64_t data)
 {
-    uint64_t header = slot, status = slot + 16, table = slot + 64;
+    uint64_t answer = slot + ANSWER_AT, table = slot + TABLE_AT;
     unsigned first = opt.indirect ? 0 : i * 3;
     struct vring_desc *d = q->vring.desc + first;
     struct slot *s = &q->slot[i];
@@ -38,12 +38,15 @@ static void make_slot(struct queue *q, unsigned i, uint64_t slot, uint64_t data)
         };
     }
     d[0] = (struct vring_desc) {
-        header, sizeof(*s->header), VRING_DESC_F_NEXT, first + 1
+        slot, header_size(), VRING_DESC_F_NEXT, first + 1
     };
     d[1] = (struct vring_desc) { data, opt.bs, 0, first + 2 };
-    d[2] = (struct vring_desc) { status, 1, VRING_DESC_F_WRITE, 0 };
+    d[2] = (struct vring_desc) {
+        answer, answer_size(), VRING_DESC_F_WRITE, 0
+    };
     *s = (struct slot) {
-        (void *)(ram + header), d + 1, ram + data, ram + status, 0
+        .header = ram + slot, .answer = ram + answer, .desc = d,
+        .first = first, .data = ram + data
     };
 }
 
@@ -57,10 +60,10 @@ static void make_queue(struct queue *q, unsigned index)
     vring_init(&q->vring, size, ram + ram_alloc(vring_size(size, 4096), 4096),
                4096);
     q->msi = (uint32_t *)(ram + ram_alloc(64, 64));
-    slots = ram_alloc((uint64_t)opt.qd * 128, 128);
+    slots = ram_alloc((uint64_t)opt.qd * SLOT_SIZE, SLOT_SIZE);
     data = ram_alloc((uint64_t)opt.qd * opt.bs, 4096);
     for (unsigned i = 0; i < opt.qd; i++) {
-        make_slot(q, i, slots + i * 128, data + (uint64_t)i * opt.bs);
+        make_slot(q, i, slots + i * SLOT_SIZE, data + (uint64_t)i * opt.bs);
         q->idle[q->idles++] = opt.qd - 1 - i;
     }
     if (opt.irq == IRQ_OFF) {
@@ -70,6 +73,7 @@ static void make_queue(struct queue *q, unsigned index)
     }
 }
 
+/* virtio-scsi has two queues for other things before those for requests. */
 void make_queues(void)
 {
     queues = calloc(opt.queues, sizeof(*queues));
@@ -77,6 +81,6 @@ void make_queues(void)
         die("out of memory");
     }
     for (unsigned i = 0; i < opt.queues; i++) {
-        make_queue(&queues[i], i);
+        make_queue(&queues[i], i + (is_scsi() ? 2 : 0));
     }
 }

@@ -7,28 +7,20 @@
 #ifndef VIRTQUEUE_H
 #define VIRTQUEUE_H
 
-#include <linux/virtio_blk.h>
 #include <linux/virtio_ring.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "options.h"
+#include "request.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "modern virtio is little endian, and so is this program"
 #endif
 
-struct slot {
-    struct virtio_blk_outhdr *header;
-    struct vring_desc *data_desc;
-    uint8_t *data;
-    volatile uint8_t *status;
-    uint64_t submitted;
-};
-
 struct queue {
     struct vring vring;
-    unsigned index, in_flight;
+    unsigned index, in_flight;      /* index: as the device counts them */
     uint16_t avail, last_used;      /* both run freely */
     uint16_t considered;            /* avail when a kick was last considered */
     uint32_t *msi;                  /* where the MSI message arrives */

@@ -167,6 +167,11 @@ class Parameters(unittest.TestCase):
         self.assertEqual([c[c.index("--qemu") + 1] for c in (pci, daemon)], ["qemu", "qemu-daemon"])
         self.assertEqual(daemon[daemon.index("--transport") + 1], "vhost-user")
         self.assertEqual([[o in c for o in ("--machine", "--irqfd")] for c in (pci, daemon)], [[True] * 2, [False] * 2])
+        p = parameters(**few, TRANSPORT="scsi")
+        self.assertTrue(str(p.configs[0]).endswith(", scsi"))
+        scsi = generator.command("qemu", p.configs[0], p, generator.Image("image", True, "all"), 1)
+        self.assertEqual([scsi[scsi.index(o) + 1] for o in ("--qemu", "--transport", "--machine", "--irqfd")],
+                         ["qemu", "scsi", p.machine, "on"])
         p = parameters(**few, TRANSPORT="vhost-user", MAIN="irqfd export")
         self.assertEqual([str(c).endswith(", main: export, vhost-user") for c in p.configs], [False, True])
         with mock.patch("dctools.measure.compared.storage_daemon", lambda qemu: qemu + "-daemon"):
@@ -198,6 +203,7 @@ class Parameters(unittest.TestCase):
                     {"QUICK": "perhaps"}, {"INDIRECT": "off", "IODEPTH": "512"}, {"TRANSPORT": "usb"},
                     {"TRANSPORT": "vhost-user", "QUICK": "1"}, {"MAIN": "driver", "TRANSPORT": "pci vhost-user"},
                     {"MAIN": "export"}, {"MAIN": "export", "TRANSPORT": "pci vhost-user"},
+                    {"MAIN": "export", "TRANSPORT": "scsi"},
                     {"MAIN": "export", "TRANSPORT": "vhost-user", "POLL_MAX_NS": "0 32768"},
                     {"MACHINE": "q35", "TRANSPORT": "vhost-user"}, {"JITTER": "on"}]:
             with self.subTest(env), self.assertRaises(ToolError) as e:
@@ -404,15 +410,17 @@ class Measure(unittest.TestCase):
         few = {"LAYOUTS": "on", "QEMU_A": str(self.dir / "A/qemu"), "QEMU_B": str(self.dir / "B/qemu"), "PAIRS": "3",
                "IODEPTH": "1", "AIO": "native"}
         with mock.patch("dctools.relink.Objects", Objects):
-            text = self.measure(run, TRANSPORT="pci vhost-user", **few)
-            self.assertEqual({transport for transport, _ in used}, {"pci", "vhost-user"})
+            text = self.measure(run, TRANSPORT="pci scsi vhost-user", **few)
+            self.assertEqual({transport for transport, _ in used}, {"pci", "scsi", "vhost-user"})
             for transport, found in used:
-                name = "qemu" if transport == "pci" else "storage-daemon/qemu-storage-daemon"
+                name = "storage-daemon/qemu-storage-daemon" if transport == "vhost-user" else "qemu"
                 for role, said in found.items():
                     self.assertIn(f"['{'B' if role == 'series' else 'A'}', '{name}'] 1 ", said)
                 self.assertEqual(len({said for _, other in used if other for said in other.values()}), 2 * 3 * 3)
             self.assertEqual(text.count("its storage daemon "), 2)
             self.assertIn(", vhost-user\n", text)
+            self.assertIn(", scsi\n", text)
+            self.assertIn("virtio-scsi-pci with a scsi-hd", text)
             self.assertIn("the storage daemon's vhost-user-blk export", text)
             used.clear()
             text = self.measure(run, TRANSPORT="vhost-user", **few)

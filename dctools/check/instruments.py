@@ -37,7 +37,21 @@ def check_loadgen(results: Results, stack: str) -> None:
     results.do("loadgen: a reaction time that does not vary is noticed", must_fail, "do not vary",
                instrument.check_jitter, binary, False)
     results.do("loadgen: one wrong byte in the image is found", instrument.check_corruption, binary)
+    check_scsi(results, binary)
     check_export(results, binary)
+
+
+def check_scsi(results: Results, binary: pathlib.Path) -> None:
+    """The same of virtio-scsi, by each engine."""
+    for aio in guest.AIO:
+        def do(name, function, said=None, **kw):
+            check = functools.partial(function, aio=(aio,), transport=("scsi",), **kw)
+            results.do(f"loadgen: virtio-scsi, {aio}: {name}", *([must_fail, said] if said else []), check, binary)
+        do("a second write for each notification is found", instrument.check_slowed)
+        do(f"the used index wraps {instrument.WRAPS} times, and no notification is lost", instrument.check_wraps,
+           iodepth=(64,), irq=("batch",))
+        do("one wrong byte in the image is found", instrument.check_corruption)
+        do("a request that fails is noticed", instrument.check_refused, "ends with status 2")
 
 
 def check_export(results: Results, binary: pathlib.Path) -> None:

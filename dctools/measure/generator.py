@@ -144,10 +144,10 @@ def placement(config: Config, cpus: Mapping[str, int | None]) -> list[Any]:
 def command(binary: pathlib.Path | str, config: Config, p: Parameters, image: Image, seed: int) -> list[str]:
     """loadgen's command line for one sample; binary is the QEMU, also of a daemon that was built with it."""
     reaction_us, jitter = p.reaction(config)
-    device = ["--qemu", binary, "--machine", p.machine] if config.transport == "pci" else \
-        ["--qemu", compared.storage_daemon(str(binary)), "--transport", config.transport]
+    device = ["--qemu", binary, "--machine", p.machine] if config.transport != "vhost-user" else \
+        ["--qemu", compared.storage_daemon(str(binary))]
     return [str(a) for a in [
-        program(), *device, "--image", image.path, "--aio", config.aio,
+        program(), *device, "--transport", config.transport, "--image", image.path, "--aio", config.aio,
         "--cache-direct", "on" if image.direct else "off", "--qd", config.qd, "--queues", config.queues,
         "--event-idx", config.event_idx, "--irq", config.irq, "--wait", config.wait,
         *placement(config, p.cpus), "--reaction-us", reaction_us, "--jitter", jitter, "--batch", p.batch,

@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -90,9 +91,9 @@ MOST_SUBMITTED="{most}" LD_PRELOAD="{shim}" exec "{binary}" "$@"'''
             raise ToolError(f"aio-max-batch={iothread}, of the file {file}: {got} requests at once, {wanted} expected")
 
 
-def check_slowed(binary: pathlib.Path | str) -> None:
+def check_slowed(binary: pathlib.Path | str, **chosen: Any) -> None:
     """A binary with an extra write for each notification is found."""
-    p = _small()
+    p = _small(**chosen)
     shim = place() / "doublewrite.so"
     compile_c([DOUBLE_WRITES], shim, ["-shared", "-fPIC"])
     with images(p) as found, wrapped(f'LD_PRELOAD="{shim}" exec "{binary}" "$@"') as slowed:
@@ -250,6 +251,25 @@ def check_export_loses(binary: pathlib.Path | str, aio: str, lost: int = 100) ->
     p = _exported(aio, iodepth=(16,), event_idx=("on",), irq=("batch",), wait=("irq",))
     with images(p) as found, _preloaded(binary, LOST, f"LOST={lost}") as daemon:
         run_load([*command(daemon, p.configs[0], p, found["fast", aio], 1), "--timeout", "1"], 120)
+
+
+def check_refused(binary: pathlib.Path | str, **chosen: Any) -> None:
+    """The device refuses what lies behind its end. It ends here after a sector, which the driver does not know."""
+    p = _small(**chosen)
+    config = p.configs[0]
+    with images(p) as found, tempfile.NamedTemporaryFile() as short:
+        image = found[config.storage, config.aio]
+        short.truncate(512)
+        script = f"""
+for a; do
+    shift
+    case "$a" in *'"{image.path}"'*) a="${{a%%"{image.path}"*}}{short.name}${{a#*"{image.path}"}}" ;; esac
+    set -- "$@" "$a"
+done
+exec "{binary}" "$@"
+"""
+        with wrapped(script) as wrapper:
+            sample(wrapper, config, p, image, 1)
 
 
 def check_corruption(binary: pathlib.Path | str, **chosen: Any) -> None:

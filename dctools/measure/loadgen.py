@@ -50,8 +50,8 @@ def left_text(seconds: float) -> str:
 
 def programs(p: Parameters, qemu: str) -> list[str]:
     """What is measured of a QEMU: itself, its storage daemon, or both."""
-    found = {"pci": lambda: qemu, "vhost-user": lambda: compared.storage_daemon(qemu)}
-    return [found[transport]() for transport in sorted({c.transport for c in p.configs})]
+    daemon = {c.transport == "vhost-user" for c in p.configs}
+    return ([qemu] if False in daemon else []) + ([compared.storage_daemon(qemu)] if True in daemon else [])
 
 
 @contextlib.contextmanager

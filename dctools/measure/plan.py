@@ -19,7 +19,7 @@ MANY = 40               # configurations: with more, fewer pairs and shorter tur
 TURN = 0.05             # seconds that one process is measured before it is another's turn
 CHOICES = {"aio": guest.AIO, "event_idx": ["on", "off"], "irq": ["each", "batch", "off"],
            "wait": ["used", "irq"], "main": ["irqfd", "driver", "iothread", "other", "export"],
-           "storage": ["fast", "disk"], "transport": ["pci", "vhost-user"]}
+           "storage": ["fast", "disk"], "transport": ["pci", "scsi", "vhost-user"]}
 # What a guest does: an interrupt handler takes all there is; a vCPU that runs in
 # parallel anyway sees each entry; one that polls wants no interrupt.
 NATURAL_WAIT = {"each": "used", "batch": "irq", "off": "used"}
@@ -117,7 +117,8 @@ class Options:
                                                  "daemon's, which does the I/O itself, without an IOThread",
                                                  "irqfd, and some of the others")
     transport: tuple[str, ...] = options.words(CHOICES["transport"], ("pci",),
-                                               "virtio-blk-pci of QEMU, or the storage daemon's vhost-user-blk export")
+                                               "virtio-blk-pci or virtio-scsi-pci of QEMU, or the storage daemon's "
+                                               "vhost-user-blk export", "pci")
     rw: str = options.option(read_write, "read", "read, write or mix:PERCENT_WRITES")
     bs: int = options.option(lambda text: options.size(text, 1), 4096, "block size", "4k")
     batch: int = options.number(64, 1, 1024, "requests that the driver adds before it kicks")
@@ -191,9 +192,9 @@ def full_plan(o: Options, cpus: Sequence[int]) -> list[Config]:
     if "vhost-user" in o.transport and not set(main) <= {"irqfd", "export"}:
         raise ToolError(f"MAIN={' '.join(main)} and TRANSPORT=vhost-user: a storage daemon's main thread takes no "
                         "interrupts; leave one of them out")
-    if "export" in main and ("pci" in o.transport or any(o.poll_max_ns)):
+    if "export" in main and (o.transport != ("vhost-user",) or any(o.poll_max_ns)):
         raise ToolError("MAIN=export: needs TRANSPORT=vhost-user alone, and does not poll; leave POLL_MAX_NS= out")
-    if "pci" not in o.transport and "machine" in options.given_to(o):
+    if o.transport == ("vhost-user",) and "machine" in options.given_to(o):
         raise ToolError("MACHINE= and TRANSPORT=vhost-user: a storage daemon has no machine; leave one of them out")
     if o.wait and "irq" in o.wait and "off" in o.irq:
         raise ToolError("WAIT=irq and IRQ=off: no interrupt would come; give IRQ= as well")

@@ -179,9 +179,11 @@ class LoadgenResults(Results):
         yield (f"driver on CPU {cpus['driver']}, IOThread (and the workers of aio=threads) on CPU "
                f"{cpus['iothread']}")
         transports = {c.transport for c in self.info["configs"]}
-        if "pci" in transports:
+        if transports != {"vhost-user"}:
             yield ("QEMU's main thread stopped and interrupts taken from the eventfds as KVM does, or (main: ...) on "
                    f"the driver's, the IOThread's or a third CPU ({cpus['other']})")
+        if "scsi" in transports:
+            yield "scsi: virtio-scsi-pci with a scsi-hd, else virtio-blk-pci"
         if "vhost-user" in transports:
             yield "vhost-user: the storage daemon's vhost-user-blk export; the driver's own eventfds are its interrupts"
         if any(c.main == "export" for c in self.info["configs"]):
