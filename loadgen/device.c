@@ -107,7 +107,7 @@ void set_up_pci(void)
                  VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK |
                  VIRTIO_CONFIG_S_DRIVER_OK);
     if (is_scsi()) {
-        /* is answered with the news of the reset alone */
+        /* brings the news of the reset */
         one_request(&queues[0], 0);
     }
     find_eventfds();

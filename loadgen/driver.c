@@ -102,21 +102,30 @@ static void consider_kick(struct queue *q)
     }
 }
 
+static void die_of_failure(struct queue *q, const struct slot *s)
+{
+    const struct virtio_scsi_cmd_resp *answer = s->answer;
+    const char *what = s->write ? "write" : "read";
+
+    if (is_scsi()) {
+        die("queue %u: %s of sector %" PRIu64 " ends with response %u, "
+            "status %u, sense key %u", q->index, what, s->sector,
+            answer->response, answer->status, sense_key(s));
+    }
+    die("queue %u: %s of sector %" PRIu64 " ends with status %u", q->index,
+        what, s->sector, *(const uint8_t *)s->answer);
+}
+
 /* Take one used entry; returns its slot. */
 static unsigned take(struct queue *q)
 {
     struct vring_used_elem *e =
         &q->vring.used->ring[q->last_used % q->vring.num];
-    unsigned id = opt.indirect ? e->id : e->id / 3, status;
+    unsigned id = opt.indirect ? e->id : e->id / 3;
 
     if (id >= opt.qd) {
         die("queue %u: the device returns descriptor %u, which is none of ours",
             q->index, e->id);
-    }
-    status = answered(&q->slot[id]);
-    if (status) {
-        die("queue %u: %s of sector %" PRIu64 " ends with status %u", q->index,
-            q->slot[id].write ? "write" : "read", q->slot[id].sector, status);
     }
     q->last_used++;
     q->in_flight--;
@@ -185,6 +194,9 @@ static void finish(struct queue *q, unsigned id, uint64_t now)
 {
     struct slot *s = &q->slot[id];
 
+    if (has_failed(s)) {
+        die_of_failure(q, s);
+    }
     count.done++;
     count.writes += s->write;
     if (job.record) {
@@ -365,11 +377,13 @@ void drain(void)
 
 /*
  * One request by itself.  Who asks for the next interrupt before QEMU has
- * decided about this one gets none, so wait a while.
+ * decided about this one gets none, so wait a while.  The first one after a
+ * reset of virtio-scsi brings the news of that, and does nothing.
  */
 void one_request(struct queue *q, unsigned wait_us)
 {
     uint64_t end = now_ns() + (uint64_t)(opt.timeout * NS);
+    unsigned id;
 
     submit(q, q->idle[--q->idles], 0, false, now_ns());
     q->considered = q->avail;
@@ -381,6 +395,13 @@ void one_request(struct queue *q, unsigned wait_us)
         sched_yield();
     }
     usleep(wait_us);
-    q->idle[q->idles++] = take(q);
-    arm(q);
+    id = take(q);
+    if (has_failed(&q->slot[id]) &&
+        !(is_scsi() && sense_key(&q->slot[id]) == UNIT_ATTENTION)) {
+        die_of_failure(q, &q->slot[id]);
+    }
+    q->idle[q->idles++] = id;
+    if (opt.irq != IRQ_OFF) {
+        arm(q);
+    }
 }

@@ -123,7 +123,7 @@ static void find_kick_fds(void)
         }
         if (fd < 0) {
             die("the ioeventfd of queue %u is not to be found; "
-                "--kick qtest does without", i);
+                "--kick qtest does without", queues[i].index);
         }
         queues[i].kick_fd = copy_descriptor(fd);
     }
@@ -172,7 +172,7 @@ static void find_irq_fds(void)
                 /* one QEMU in hundreds; the next one will do */
                 die_status = EX_TEMPFAIL;
                 die("--irqfd on: the eventfd of queue %u's interrupt is not "
-                    "to be found", i);
+                    "to be found", q->index);
             }
             read_eventfds(before);
             for (unsigned r = 0; r < REQUESTS; r++) {

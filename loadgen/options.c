@@ -35,7 +35,7 @@ struct row {
     const char *const *choices;     /* instead of argument */
     const char *initial;            /* parsed if it is not given */
     const char *help;
-    bool pci;                       /* of no use with another transport */
+    bool pci;                       /* of no use with vhost-user */
 };
 
 /* -- parsers -------------------------------------------------------------- */

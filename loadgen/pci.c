@@ -107,8 +107,8 @@ void find_device(void)
     while (pci_read(PCI_VENDOR_ID, 4) != wanted) {
         devfn += 8;
         if (devfn > 0xff) {
-            die("no modern virtio-blk or virtio-scsi device on PCI bus 0 of "
-                "this machine");
+            die("no modern virtio-%s device on PCI bus 0 of this machine",
+                is_scsi() ? "scsi" : "blk");
         }
     }
     program_bars(bar);

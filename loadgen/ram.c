@@ -43,7 +43,7 @@ uint64_t offset_in_ram(const void *p)
 static void set_ram_size(void)
 {
     /* a slot and its data; the rest is for rings and alignment */
-    uint64_t slot = SLOT_SIZE + opt.bs + 4096;
+    uint64_t slot = slot_layout()->size + opt.bs + 4096;
     uint64_t rings = 65536;
     uint64_t need = RAM_START + opt.queues * (opt.qd * slot + rings);
 

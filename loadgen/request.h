@@ -17,13 +17,21 @@
 
 #include "options.h"
 
-/* Where answer and indirect table lie behind the header. */
-enum { ANSWER_AT = 64, TABLE_AT = 192, SLOT_SIZE = 256 };
+enum { READ_16 = 0x88, WRITE_16 = 0x8a, UNIT_ATTENTION = 6 };
 
-enum {
-    READ_16 = 0x88, WRITE_16 = 0x8a,
-    CHECK_CONDITION = 2, SENSE_KEY_AT = 2, UNIT_ATTENTION = 6,
+/* Guest RAM of a slot: the header, and where the others lie behind it. */
+struct layout {
+    unsigned answer_at, table_at, size;
 };
+
+static const struct layout blk_layout = { 16, 64, 128 };
+static const struct layout scsi_layout = { 64, 192, 256 };
+
+_Static_assert(sizeof(struct virtio_blk_outhdr) <= 16 &&
+               sizeof(struct virtio_scsi_cmd_req) <= 64 &&
+               sizeof(struct virtio_scsi_cmd_resp) <= 192 - 64 &&
+               3 * sizeof(struct vring_desc) <= 64,
+               "what a request needs fits into a slot");
 
 /* The first 14 of the 16 bytes of READ(16) and WRITE(16). */
 struct cdb {
@@ -44,6 +52,11 @@ struct slot {
 static inline bool is_scsi(void)
 {
     return opt.transport == TRANSPORT_SCSI;
+}
+
+static inline const struct layout *slot_layout(void)
+{
+    return is_scsi() ? &scsi_layout : &blk_layout;
 }
 
 static inline unsigned header_size(void)
@@ -87,22 +100,20 @@ static inline void write_scsi_request(struct slot *s)
     s->desc[2].next = s->first + 1;
 }
 
-/* What virtio-blk or SCSI calls the answer; 0 if the device did as it was told. */
-static inline unsigned answered(const struct slot *s)
+static inline bool has_failed(const struct slot *s)
 {
-    static bool once;
-    bool first = !once;
     const volatile struct virtio_scsi_cmd_resp *answer = s->answer;
 
-    if (!is_scsi()) {
-        return *(const volatile uint8_t *)s->answer;
-    }
-    once = true;
-    if (first && !answer->response && answer->status == CHECK_CONDITION &&
-        (answer->sense[SENSE_KEY_AT] & 0xf) == UNIT_ATTENTION) {
-        return 0;       /* it is told of the reset instead */
-    }
-    return answer->response ? answer->response : answer->status;
+    return is_scsi() ? answer->response || answer->status :
+        *(const volatile uint8_t *)s->answer != VIRTIO_BLK_S_OK;
+}
+
+/* Of a SCSI command that has failed with sense data in the fixed format. */
+static inline unsigned sense_key(const struct slot *s)
+{
+    const struct virtio_scsi_cmd_resp *answer = s->answer;
+
+    return answer->sense_len > 2 ? answer->sense[2] & 0xf : 0;
 }
 
 #endif

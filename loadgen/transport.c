@@ -39,6 +39,8 @@ void choose_features(uint64_t offered)
     features |= opt.event_idx ? 1ull << VIRTIO_RING_F_EVENT_IDX : 0;
     features |= opt.indirect ? 1ull << VIRTIO_RING_F_INDIRECT_DESC : 0;
     features |= opt.queues > 1 && !is_scsi() ? 1ull << VIRTIO_BLK_F_MQ : 0;
+    /* as Linux does; without it each write has a flush */
+    features |= is_scsi() ? 0 : offered & 1ull << VIRTIO_BLK_F_FLUSH;
     if ((offered & features) != features) {
         die("the device lacks features: it offers 0x%" PRIx64 ", 0x%" PRIx64
             " are needed", offered, features);

@@ -23,10 +23,11 @@ unsigned queue_size(void)
     return size;
 }
 
-/* slot: SLOT_SIZE bytes of guest RAM, for header, answer and indirect table. */
+/* slot: guest RAM for header, answer and indirect table. */
 static void make_slot(struct queue *q, unsigned i, uint64_t slot, uint64_t data)
 {
-    uint64_t answer = slot + ANSWER_AT, table = slot + TABLE_AT;
+    uint64_t answer = slot + slot_layout()->answer_at;
+    uint64_t table = slot + slot_layout()->table_at;
     unsigned first = opt.indirect ? 0 : i * 3;
     struct vring_desc *d = q->vring.desc + first;
     struct slot *s = &q->slot[i];
@@ -52,7 +53,7 @@ static void make_slot(struct queue *q, unsigned i, uint64_t slot, uint64_t data)
 
 static void make_queue(struct queue *q, unsigned index)
 {
-    unsigned size = queue_size();
+    unsigned size = queue_size(), slot_size = slot_layout()->size;
     uint64_t slots, data;
 
     q->index = index;
@@ -60,10 +61,10 @@ static void make_queue(struct queue *q, unsigned index)
     vring_init(&q->vring, size, ram + ram_alloc(vring_size(size, 4096), 4096),
                4096);
     q->msi = (uint32_t *)(ram + ram_alloc(64, 64));
-    slots = ram_alloc((uint64_t)opt.qd * SLOT_SIZE, SLOT_SIZE);
+    slots = ram_alloc((uint64_t)opt.qd * slot_size, slot_size);
     data = ram_alloc((uint64_t)opt.qd * opt.bs, 4096);
     for (unsigned i = 0; i < opt.qd; i++) {
-        make_slot(q, i, slots + i * SLOT_SIZE, data + (uint64_t)i * opt.bs);
+        make_slot(q, i, slots + i * slot_size, data + (uint64_t)i * opt.bs);
         q->idle[q->idles++] = opt.qd - 1 - i;
     }
     if (opt.irq == IRQ_OFF) {

@@ -205,7 +205,7 @@ class Parameters(unittest.TestCase):
                     {"MAIN": "export"}, {"MAIN": "export", "TRANSPORT": "pci vhost-user"},
                     {"MAIN": "export", "TRANSPORT": "scsi"},
                     {"MAIN": "export", "TRANSPORT": "vhost-user", "POLL_MAX_NS": "0 32768"},
-                    {"MACHINE": "q35", "TRANSPORT": "vhost-user"}, {"JITTER": "on"}]:
+                    {"MACHINE": "q35", "TRANSPORT": "vhost-user"}]:
             with self.subTest(env), self.assertRaises(ToolError) as e:
                 parameters(**env)
             self.assertNotIn("\n", str(e.exception))
@@ -260,13 +260,21 @@ class Parameters(unittest.TestCase):
             p = parameters(**env)
             return {c.wait: p.reaction(c) for c in p.configs}
         self.assertEqual(reactions(), {"used": (0.2, "off"), "irq": (3, "on")})
-        self.assertEqual(reactions(REACTION_US="5"), {"used": (5, "off"), "irq": (5, "off")})
+        self.assertEqual(reactions(REACTION_US="5"), {"used": (5, "off"), "irq": (5, "on")})
+        self.assertEqual(reactions(JITTER="off"), {"used": (0.2, "off"), "irq": (3, "off")})
         # the targets are for a driver that reacts at once
         self.assertEqual(reactions(QUICK="1"), {"used": (0.2, "off"), "irq": (0.2, "off")})
         self.assertEqual(reactions(QUICK="1", REACTION_US="3", JITTER="on"), {"used": (3, "on"), "irq": (3, "on")})
-        self.assertIn("3 us, at random up to twice that, if it waits for interrupts; 0.2 us, if it looks",
-                      report.reaction_text({"reaction_us": None, "jitter": "off"}))
-        self.assertEqual(report.reaction_text({"reaction_us": 2.0}), "2 us")
+
+    def test_reaction_time_is_told_of_the_drivers_there_are(self):
+        def text(p):
+            return report.reaction_text(dataclasses.asdict(p), p.configs)
+        self.assertEqual(text(parameters()), "3 us, at random up to twice that, if it waits for interrupts; "
+                                             "0.2 us, if it looks all the time")
+        self.assertEqual(text(parameters(IRQ="batch")), "3 us, at random up to twice that")
+        self.assertEqual(text(parameters(IRQ="batch")), text(parameters(IRQ="batch", REACTION_US="3", JITTER="on")))
+        self.assertEqual(text(parameters(REACTION_US="2", JITTER="off")), "2 us")
+        self.assertEqual(report.reaction_text({"reaction_us": 2.0}, parameters(IRQ="batch").configs), "2 us")
 
 
 class Measure(unittest.TestCase):
@@ -492,7 +500,7 @@ class Measure(unittest.TestCase):
         self.assertEqual(text.count("not measured: "), 6, text)
         with self.assertRaisesRegex(ToolError, "not comparable: rw read and write"):
             self.signs(self.toy(1.3), self.toy(1.3), there={"RW": "write"})
-        with self.assertRaisesRegex(ToolError, "not comparable: reaction time 3 us, at random .* and 2 us"):
+        with self.assertRaisesRegex(ToolError, "not comparable: reaction time .*0.2 us.* and .*2 us"):
             self.signs(self.toy(1.3), self.toy(1.3), there={"REACTION_US": "2"})
 
     def test_contradicted_signs_are_a_failure(self):

@@ -51,7 +51,11 @@ def check_scsi(results: Results, binary: pathlib.Path) -> None:
         do(f"the used index wraps {instrument.WRAPS} times, and no notification is lost", instrument.check_wraps,
            iodepth=(64,), irq=("batch",))
         do("one wrong byte in the image is found", instrument.check_corruption)
-        do("a request that fails is noticed", instrument.check_refused, "ends with status 2")
+        do("a request that fails is noticed", instrument.check_refused, "response 0, status 2, sense key 5")
+        for indirect in (True, False):
+            do(f"what it writes is there, {'' if indirect else 'no '}indirect descriptors", instrument.check_load,
+               iodepth=(16,), queues=(2,), rw="mix:30", indirect=indirect)
+        do("a driver that wants no interrupts gets none", instrument.check_quiet)
 
 
 def check_export(results: Results, binary: pathlib.Path) -> None:

@@ -253,6 +253,22 @@ def check_export_loses(binary: pathlib.Path | str, aio: str, lost: int = 100) ->
         run_load([*command(daemon, p.configs[0], p, found["fast", aio], 1), "--timeout", "1"], 120)
 
 
+def check_load(binary: pathlib.Path | str, **chosen: Any) -> dict[str, Any]:
+    """The data is right before and after, and no request is lost."""
+    p = _small(**chosen)
+    config = p.configs[0]
+    with images(p) as found:
+        return sample(binary, config, p, found[config.storage, config.aio], 1)
+
+
+def check_quiet(binary: pathlib.Path | str, **chosen: Any) -> None:
+    """A driver that never asks for interrupts gets none, once the set-up is over."""
+    for event_idx in ("on", "off"):
+        seen = check_load(binary, **chosen, irq=("off",), event_idx=(event_idx,), iodepth=(16,))["per_io"]["writes"]
+        if seen > .02:
+            raise ToolError(f"EVENT_IDX {event_idx}: {seen:.3f} write(2) per I/O of a driver that wants no interrupts")
+
+
 def check_refused(binary: pathlib.Path | str, **chosen: Any) -> None:
     """The device refuses what lies behind its end. It ends here after a sector, which the driver does not know."""
     p = _small(**chosen)

@@ -81,8 +81,8 @@ class Parameters:
     rw: str
     bs: int
     batch: int
-    reaction_us: float | None       # None: natural for what a driver waits for, jitter as well
-    jitter: str         # of the reaction time, from 0 to twice as much
+    reaction_us: float | None       # None: natural for what the driver waits for
+    jitter: str | None  # of the reaction time, from 0 to twice as much; likewise
     layouts: bool       # each pair has binaries of its own, the same objects linked in another order
     indirect: str
     machine: str
@@ -96,7 +96,8 @@ class Parameters:
 
     def reaction(self, config: Config) -> tuple[float, str]:
         """The driver's reaction time in microseconds, and its jitter."""
-        return NATURAL_REACTION[config.wait] if self.reaction_us is None else (self.reaction_us, self.jitter)
+        us, jitter = NATURAL_REACTION[config.wait]
+        return us if self.reaction_us is None else self.reaction_us, self.jitter or jitter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +124,10 @@ class Options:
     bs: int = options.option(lambda text: options.size(text, 1), 4096, "block size", "4k")
     batch: int = options.number(64, 1, 1024, "requests that the driver adds before it kicks")
     reaction_us: float | None = options.number(None, 0, 1e6, "microseconds until the driver sees that something is "
-                                               "finished", float, "3 if it waits for interrupts, with jitter; else, "
-                                               "and with QUICK=1, 0.2")
-    jitter: bool = options.switch(False, "let that time be at random from 0 to twice as much")
+                                               "finished", float, "3 if it waits for interrupts; else, and with "
+                                               "QUICK=1, 0.2")
+    jitter: bool | None = options.switch(None, "let that be at random from 0 to twice as much",
+                                         "on if it waits for interrupts; else, and with QUICK=1, off")
     poll_max_ns: tuple[int, ...] = options.numbers((0,), 10 ** 9, "the IOThread polls so long (QEMU: 32768)", 0)
     indirect: bool = options.switch(True, "indirect descriptors")
     pairs: int | None = options.number(None, 1, 10000, "pairs of processes", shown="8; 2 with many configurations")
@@ -223,8 +225,6 @@ def parameters(o: Options) -> Parameters:
     configs = QUICK.get(common.stack_name(), quick_plan)() if o.quick else full_plan(o, cpus)
     if not o.indirect and max(c.qd for c in configs) > 341:
         raise ToolError("INDIRECT=off: at most 341 requests fit in a queue; give IODEPTH=")
-    if "jitter" in options.given_to(o) and o.reaction_us is None and not o.quick:
-        raise ToolError("JITTER= is given, but not of which time; give REACTION_US= as well")
     if o.disk and not any(c.storage == "disk" for c in configs):
         raise ToolError("DISK= is given, but STORAGE= leaves the disk out")
     many = len(configs) > MANY
@@ -233,9 +233,10 @@ def parameters(o: Options) -> Parameters:
         configs=configs, quick=o.quick, rw=o.rw, bs=o.bs, indirect="on" if o.indirect else "off",
         # the full plan has hundreds of configurations, and is read group by group
         pairs=o.pairs or (2 if many else 8), seconds=seconds, turns=min(1000, round(seconds / TURN)),
-        min_ios=o.min_ios, batch=o.batch, jitter="on" if o.jitter else "off",
+        min_ios=o.min_ios, batch=o.batch,
         # the targets are for a driver that reacts at once
         reaction_us=NATURAL_REACTION["used"][0] if o.quick and o.reaction_us is None else o.reaction_us,
+        jitter=None if o.jitter is None and not o.quick else "on" if o.jitter else "off",
         layouts=not o.qemu_a if o.layouts is None else o.layouts, machine=o.machine,
         seed=random.SystemRandom().randrange(1 << 31) if o.seed is None else o.seed,
         disk=compared.own_disk(o.disk, o.rw != "read", o.write_ok, o.rw) if o.disk else "", write_ok=o.write_ok,

@@ -7,7 +7,7 @@ import lzma
 import math
 import pathlib
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from dctools.common import ToolError
@@ -38,14 +38,19 @@ def metrics(run: dict[str, Any]) -> dict[str, float]:
             "rescheduling": run["syscalls"].get("rescheduling", math.nan)}
 
 
-def reaction_text(p: dict[str, Any]) -> str:
-    """How long the driver takes to see that something is finished."""
-    def one(us, jitter):
-        return f"{us:g} us" + (", at random up to twice that" if jitter == "on" else "")
-    if p["reaction_us"] is None:
-        return "; ".join(f"{one(*plan.NATURAL_REACTION[wait])}, {which}" for wait, which in
-                         (("irq", "if it waits for interrupts"), ("used", "if it looks all the time")))
-    return one(p["reaction_us"], p.get("jitter"))
+def reaction_text(p: dict[str, Any], configs: Collection[Config]) -> str:
+    """How long the drivers of these configurations take to see that something is finished."""
+    found = {}
+    for wait, which in (("irq", "if it waits for interrupts"), ("used", "if it looks all the time")):
+        if wait in {c.wait for c in configs}:
+            us, jitter = plan.NATURAL_REACTION[wait]
+            us = us if p["reaction_us"] is None else p["reaction_us"]
+            # older results have no jitter at all
+            found[which] = f"{us:g} us" + (", at random up to twice that" if (p.get("jitter", "off") or jitter) == "on"
+                                           else "")
+    if len(set(found.values())) == 1:
+        return found.popitem()[1]
+    return "; ".join(f"{text}, {which}" for which, text in found.items())
 
 
 def limits(directory: pathlib.Path) -> dict[tuple[Any, ...], float]:
@@ -173,7 +178,7 @@ class LoadgenResults(Results):
         busy = sum(r["others"] for r in self.runs) / len(self.runs) / host["cpus"]
         polls = f"poll-max-ns {p['poll_max_ns']}; " if "poll_max_ns" in p else ""
         yield (f"{p['rw']} of {p['bs']} bytes, {p['seconds']:g} s, at random; reaction time of the driver "
-               f"{reaction_text(p)}; {polls}indirect descriptors {p['indirect']}")
+               f"{reaction_text(p, self.info['configs'])}; {polls}indirect descriptors {p['indirect']}")
         yield ("fast: tmpfs with O_DIRECT, for io_uring a page-cached file; disk: "
                f"{self.info['disk']} with O_DIRECT")
         yield (f"driver on CPU {cpus['driver']}, IOThread (and the workers of aio=threads) on CPU "
@@ -183,7 +188,7 @@ class LoadgenResults(Results):
             yield ("QEMU's main thread stopped and interrupts taken from the eventfds as KVM does, or (main: ...) on "
                    f"the driver's, the IOThread's or a third CPU ({cpus['other']})")
         if "scsi" in transports:
-            yield "scsi: virtio-scsi-pci with a scsi-hd, else virtio-blk-pci"
+            yield "scsi: virtio-scsi-pci with a scsi-hd"
         if "vhost-user" in transports:
             yield "vhost-user: the storage daemon's vhost-user-blk export; the driver's own eventfds are its interrupts"
         if any(c.main == "export" for c in self.info["configs"]):
@@ -273,5 +278,5 @@ class LoadgenResults(Results):
         told = {**single, **many} if everything else many if self.many else single
         return {(title, m): rows[m] for title, rows in told.items() for m in self.TOLD}, \
             {k: {"poll_max_ns": 0, **self.info["parameters"],
-                 "reaction time": reaction_text(self.info["parameters"])}[k] for k in
+                 "reaction time": reaction_text(self.info["parameters"], self.info["configs"])}[k] for k in
              ("rw", "bs", "batch", "reaction time", "poll_max_ns", "indirect")}
