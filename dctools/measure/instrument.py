@@ -67,6 +67,19 @@ def check_same(binary: pathlib.Path | str) -> None:
         raise ToolError(f"a binary against itself: write(2) per I/O {ratio_text(r)}, 1 expected")
 
 
+def _changing(cases: str, start: str) -> str:
+    """A shell script that starts something, and changes some of its arguments: cases of "$a"."""
+    return f'''
+for a; do
+    shift
+    case "$a" in
+    {cases}
+    esac
+    set -- "$@" "$a"
+done
+{start} "$@"'''
+
+
 def check_batches(binary: pathlib.Path | str, limits: Sequence[tuple[int, int, int]] = BATCH_LIMITS) -> None:
     """Linux AIO submits as many requests at once as aio-max-batch lets it, and no more."""
     p = _small(aio=("native",), iodepth=(64,), irq=("batch",), wait=("irq",))
@@ -74,16 +87,9 @@ def check_batches(binary: pathlib.Path | str, limits: Sequence[tuple[int, int, i
     shim, most = place() / "batches.so", place() / "batches"
     compile_c([BATCHES], shim, ["-shared", "-fPIC"])
     for iothread, file, wanted in limits:
-        script = f'''
-for a; do
-    shift
-    case "$a" in
-    iothread,*) a="$a,aio-max-batch={iothread}" ;;
-    *'"driver":"file",'*) a="${{a%?}},\\"aio-max-batch\\":{file}}}" ;;
-    esac
-    set -- "$@" "$a"
-done
-MOST_SUBMITTED="{most}" LD_PRELOAD="{shim}" exec "{binary}" "$@"'''
+        script = _changing(f'''iothread,*) a="$a,aio-max-batch={iothread}" ;;
+    *'"driver":"file",'*) a="${{a%?}},\\"aio-max-batch\\":{file}}}" ;;''',
+                           f'MOST_SUBMITTED="{most}" LD_PRELOAD="{shim}" exec "{binary}"')
         most.write_text("0")
         with images(p) as found, wrapped(script) as wrapper:
             sample(wrapper, config, p, found[config.storage, config.aio], 1)
@@ -276,14 +282,8 @@ def check_refused(binary: pathlib.Path | str, **chosen: Any) -> None:
     with images(p) as found, tempfile.NamedTemporaryFile() as short:
         image = found[config.storage, config.aio]
         short.truncate(512)
-        script = f"""
-for a; do
-    shift
-    case "$a" in *'"{image.path}"'*) a="${{a%%"{image.path}"*}}{short.name}${{a#*"{image.path}"}}" ;; esac
-    set -- "$@" "$a"
-done
-exec "{binary}" "$@"
-"""
+        script = _changing(f"""*'"{image.path}"'*) a="${{a%%"{image.path}"*}}{short.name}${{a#*"{image.path}"}}" ;;""",
+                           f'exec "{binary}"')
         with wrapped(script) as wrapper:
             sample(wrapper, config, p, image, 1)
 

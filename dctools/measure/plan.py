@@ -27,6 +27,13 @@ NATURAL_WAIT = {"each": "used", "batch": "irq", "off": "used"}
 # interrupt takes microseconds for that: (microseconds, jitter)
 NATURAL_REACTION = {"used": (0.2, "off"), "irq": (3, "on")}
 
+
+def reaction(wait: str, us: float | None, jitter: str | None) -> tuple[float, str]:
+    """Reaction time in microseconds and jitter of a driver that waits for that; None: natural for it."""
+    natural_us, natural_jitter = NATURAL_REACTION[wait]
+    return natural_us if us is None else us, jitter or natural_jitter
+
+
 LimitKey = tuple[str, str, int]         # storage, engine, requests in flight
 
 
@@ -96,8 +103,7 @@ class Parameters:
 
     def reaction(self, config: Config) -> tuple[float, str]:
         """The driver's reaction time in microseconds, and its jitter."""
-        us, jitter = NATURAL_REACTION[config.wait]
-        return us if self.reaction_us is None else self.reaction_us, self.jitter or jitter
+        return reaction(config.wait, self.reaction_us, self.jitter)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,11 +43,9 @@ def reaction_text(p: dict[str, Any], configs: Collection[Config]) -> str:
     found = {}
     for wait, which in (("irq", "if it waits for interrupts"), ("used", "if it looks all the time")):
         if wait in {c.wait for c in configs}:
-            us, jitter = plan.NATURAL_REACTION[wait]
-            us = us if p["reaction_us"] is None else p["reaction_us"]
             # older results have no jitter at all
-            found[which] = f"{us:g} us" + (", at random up to twice that" if (p.get("jitter", "off") or jitter) == "on"
-                                           else "")
+            us, jitter = plan.reaction(wait, p["reaction_us"], p.get("jitter", "off"))
+            found[which] = f"{us:g} us" + (", at random up to twice that" if jitter == "on" else "")
     if len(set(found.values())) == 1:
         return found.popitem()[1]
     return "; ".join(f"{text}, {which}" for which, text in found.items())
