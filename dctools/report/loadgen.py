@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from dctools import guest
 from dctools.common import ToolError
 from dctools.measure import plan
 from dctools.measure.plan import Config, limit_key
@@ -126,13 +127,14 @@ class LoadgenResults(Results):
         return table
 
     def cells_of(self, metric: str, rest: str) -> dict[tuple[str, int], dict[str, Any]]:
-        """{(engine, depth): row of that metric} of the configurations whose other parts are these."""
+        """{(engine, depth): row of that metric} of the configurations whose other parts are these; in order."""
         require_metrics(self, [metric])
         cells = {(c.aio, c.qd): rows[metric] for c, rows in self.table.items()
                  if str(c).replace(f" {c.aio} qd {c.qd} ", " ", 1) == rest}
         if not cells:
             raise ToolError(f"no configuration of {self.directory.name} has {rest!r}")
-        return cells
+        # AIO= and IODEPTH= may have named them in another order
+        return dict(sorted(cells.items(), key=lambda cell: (guest.AIO.index(cell[0][0]), cell[0][1])))
 
     def grid(self, metric: str, rest: str) -> str:
         """A table in Markdown of one metric: engines and depths."""
