@@ -264,6 +264,32 @@ def drained(stack: str, patience: float = PATIENCE) -> None:
             raise ToolError("the drain did not wait for the request")
 
 
+def removed_while_drained(stack: str, patience: float = PATIENCE, remove_it: bool = True) -> None:
+    """An export with a client is removed while a mirror job that waits for job-finalize keeps its node drained."""
+    with guest.StorageDaemon(compared.storage_daemon(str(binary_of(stack))), label="exports-mirror",
+                             log_dir=logs()) as daemon:
+        daemon.add_iothread()
+        for name in "source", "target":
+            daemon.qmp("blockdev-add", **{"driver": "null-co", "node-name": name, "size": 1 << 20})
+        path, before = daemon.export(guest.Disk("", read_only=True), "source"), daemon.connections()
+        with Client(path, PATIENCE):
+            def job_is(status: str) -> None:
+                common.wait_until(lambda: daemon.qmp("query-jobs")[0]["status"] == status, PATIENCE,
+                                  f"{daemon.label}: the mirror job is not {status}")
+            daemon.qmp("blockdev-mirror", **{"job-id": "mirror", "device": "source", "target": "target",
+                                             "sync": "none", "auto-finalize": False})
+            job_is("ready")
+            daemon.qmp("job-complete", id="mirror")
+            job_is("pending")
+            if remove_it:
+                daemon.qmp("block-export-del", id="source", mode="hard")
+            # nothing listens any more, either
+            common.wait_until(lambda: daemon.connections() < before, patience,
+                              f"{daemon.label}: does not let go of the client of an export that is gone")
+        daemon.qmp("job-finalize", id="mirror")
+        daemon.shutdown(PATIENCE)
+
+
 def check_exports(results: Results, stack: str) -> None:
     """A real Linux on the vhost-user-blk export: data, removal, end and return, each while it is busy."""
     for aio in guest.AIO:
@@ -284,4 +310,7 @@ def check_exports(results: Results, stack: str) -> None:
     results.do("exports: a drain waits for a request that is notified of late", drained, stack)
     results.do("exports: a drain that takes too long is noticed", must_fail, "no answer to QMP blockdev-reopen",
                drained, stack, SLOW / 10)
+    results.do("exports: an export is removed while it is drained", removed_while_drained, stack)
+    results.do("exports: a client that is kept then is noticed", must_fail, "does not let go of the client",
+               removed_while_drained, stack, 1, False)
     shutil.rmtree(logs() / "exports")
