@@ -26,7 +26,7 @@ from dctools.check import client, exports
 from dctools.common import ToolError
 from dctools.guest import image, storage
 from dctools.guest import uml as linux
-from dctools.measure import calls, generator, uml
+from dctools.measure import calls, compared, generator, uml
 from dctools.report import show
 from dctools.report import uml as report
 from dctools.report.digest import digest
@@ -161,6 +161,39 @@ class Calls(unittest.TestCase):
                 mock.patch.object(uml, "run_fio", return_value={"fio": fio}):
             self.assertEqual(uml.count_calls(mock.Mock(), parameters(), "/dev/vda", 1),
                              {"source": "no syscalls tracepoints", "fio": fio, "counts": {}})
+
+
+class End(unittest.TestCase):
+    """A base that does not end has been measured all the same; a series that does not is no base."""
+
+    def sample(self, label, hangs):
+        daemon, linux = mock.MagicMock(), mock.MagicMock()
+        daemon.shutdown.side_effect = guest.Hang("it did not end") if hangs else None
+        linux.disk.return_value = ("/dev/vda", "virtio0")
+        with contextlib.ExitStack() as stack:
+            for name, made in (("StorageDaemon", daemon), ("Uml", linux)):
+                stack.enter_context(mock.patch.object(guest, name)).return_value.__enter__.return_value = made
+            for name, value in (("count_calls", {}), ("counters", {}), ("run_fio", {"fio": {}, "interrupts": {}})):
+                stack.enter_context(mock.patch.object(uml, name, return_value=value))
+            stack.enter_context(mock.patch.object(compared, "storage_daemon"))
+            stack.enter_context(CPUS)
+            progress = stack.enter_context(mock.patch.object(common, "progress"))
+            binary = compared.Binary(label, "qemu-system-x86_64")
+            self.assertIn("fio", uml.run_sample(binary, mock.Mock(), "native", parameters(), label, self.build))
+        return daemon, progress
+
+    build = pathlib.Path("/nonexistent")
+
+    def test_base(self):
+        _, progress = self.sample("base", False)
+        progress.assert_not_called()
+        _, progress = self.sample("base", True)
+        progress.assert_called_once_with("it did not end. It is killed; what was measured counts")
+
+    def test_series(self):
+        daemon, progress = self.sample("series", True)
+        daemon.shutdown.assert_not_called()     # the with block does that, and fails
+        progress.assert_not_called()
 
 
 class Metrics(unittest.TestCase):
