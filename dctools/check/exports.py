@@ -270,14 +270,14 @@ def removed_while_drained(stack: str, patience: float = PATIENCE, remove_it: boo
                              log_dir=logs()) as daemon:
         daemon.add_iothread()
         for name in "source", "target":
-            daemon.qmp("blockdev-add", **{"driver": "null-co", "node-name": name, "size": 1 << 20})
+            daemon.qmp("blockdev-add", driver="null-co", node_name=name, size=1 << 20)
         path, before = daemon.export(guest.Disk("", read_only=True), "source"), daemon.connections()
         with Client(path, PATIENCE):
             def job_is(status: str) -> None:
                 common.wait_until(lambda: daemon.qmp("query-jobs")[0]["status"] == status, PATIENCE,
                                   f"{daemon.label}: the mirror job is not {status}")
-            daemon.qmp("blockdev-mirror", **{"job-id": "mirror", "device": "source", "target": "target",
-                                             "sync": "none", "auto-finalize": False})
+            daemon.qmp("blockdev-mirror", job_id="mirror", device="source", target="target", sync="none",
+                       auto_finalize=False)
             job_is("ready")
             daemon.qmp("job-complete", id="mirror")
             job_is("pending")
