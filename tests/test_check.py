@@ -252,14 +252,19 @@ class Patches(unittest.TestCase):
                   mock.patch.object(common.settings, "full", False),
                   mock.patch("dctools.base.read_pin", lambda stack: self.pin),
                   mock.patch("dctools.series.update_tree", return_value=(self.base, "tip")),
-                  mock.patch.object(patches, "git", self.log), mock.patch.object(patches.Patches, "build", self.build),
+                  mock.patch.object(patches, "git", self.git), mock.patch.object(patches.Patches, "build", self.build),
                   mock.patch.object(patches, "run_copies", return_value=[])]:
             p.start()
             self.addCleanup(p.stop)
 
-    def log(self, repo, *args):
-        self.assertEqual((args[0], args[-1]), ("log", "base..tip"))
+    def git(self, repo, command, *args):
+        if command == "ls-tree":
+            return self.files(args[-1])
+        self.assertEqual((command, args[-1]), ("log", "base..tip"))
         return "".join(f"c-{t} {t} subject of {t}\n" for t in self.trees)
+
+    def files(self, tree):
+        return f"100644 blob {tree}\tblock.c\n100644 blob 1\ttests/qemu-iotests/109.out\n"
 
     def build(self, name, commit):
         self.built.append(commit)
@@ -295,8 +300,17 @@ class Patches(unittest.TestCase):
 
     def test_what_fails_is_not_written_down(self):
         self.broken = ["c-t2"]
-        for _ in range(2):
-            self.assertEqual(self.check(), (["c-t1", "c-t2"], 1, ["patch builds, subject of t2"], []))
+        self.assertEqual(self.check(), (["c-t1", "c-t2"], 1, ["patch builds, subject of t2"], []))
+        left = "v1: 1 of 2 patches, whose trees have been built and tested before"
+        self.assertEqual(self.check(), (["c-t2"], 0, ["patch builds, subject of t2"], [left]))
+
+    def test_expected_output_of_iotests_does_not_count(self):
+        self.check()
+        files = self.files
+        for file, built in [("tests/qemu-iotests/109.out", []), ("tests/qemu-iotests/185", []),
+                            ("tests/qemu-iotests/meson.build", ["c-t1", "c-t2"])]:
+            with mock.patch.object(self, "files", lambda tree: files(tree) + f"100644 blob 2\t{file}\n"):
+                self.assertEqual(self.check()[0], built)
 
     def test_another_base_leaves_the_record_alone(self):
         self.base.pinned = False
