@@ -150,7 +150,7 @@ class Mails(unittest.TestCase):
         for about, head, row, lines in (self.GRID, r"  depth  native +io_uring +threads\n", rf"\w.*{cell}", 2), \
                 (self.ROWS, r"  depth + IOPS +write\(2\)\n", rf"\w.*{cell}", 6), \
                 (self.GRID | {"metric": "writes"}, r"  depth  native +io_uring +threads\n", r"\d+(?:  \d\.\d\d, \d\.\d\d)+", 2), \
-                (self.ROWS | {"directories": [f"{STEPS}/1-bh"]}, r"  depth + IOPS +write\(2\)\n", rf"\w.*{cell}", 48), \
+                (self.ROWS | {"directories": [f"{STEPS}/1-bh"]}, r"  depth + IOPS +write\(2\)\n", rf"\w.*{cell}", 24), \
                 (self.STEPS, r"  depth  engine(?: +\w+){5}\n", bare, 12), \
                 (self.STEPS | {"only": ["bh", "notify"]}, r"  depth  engine +bh +notify\n", rf"\w.*{cell}{cell}", 12), \
                 (self.UML, r"  engine    IOPS +interrupts\n", rf"\w.*{cell}", 3):
