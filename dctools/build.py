@@ -65,7 +65,6 @@ def clean_environment(side_dir: pathlib.Path) -> dict[str, str]:
             # a miss costs 10 % of the compiler's time instead of 40 %
             "CCACHE_DEPEND": "1",
             "CCACHE_STATSLOG": str(side_dir / "ccache.log")}
-    env.setdefault("CCACHE_DIR", str(common.settings.build / "ccache"))
     if (python := base_.unpacked_python(side_dir.parent)).is_dir():
         env["PYTHONPATH"] = str(python)
     return env
