@@ -20,6 +20,7 @@ SABOTAGE = {"damage": ("{}: fio verifies an earlier round: [^;]*verify: bad", gu
             "hang": ("{}: the disk hangs: no request for", guest.DRIVERS, guest.AIO),
             "spin": ("{}: without requests its IOThread uses", ["virtio-blk-pci"], guest.AIO),
             "crash": ("QEMU ended with -6", guest.DRIVERS, ["threads"])}
+QUIET = 2       # seconds without a request, but for time in which QEMU's threads got no CPU
 
 
 class Soak(Load):
@@ -233,10 +234,12 @@ class Soak(Load):
         for n in range(len(self.disks)):
             self.vm.limit(n, bps=1)
         self.patience = 5
-        before = None
-        while (now := self.vm.requests()) != before:    # what was under way still ends
-            before = now
-            time.sleep(1)
+        before, starved, start = self.vm.requests(), self.vm.starved(), time.monotonic()
+        # what was under way still ends, late on a busy machine
+        while time.monotonic() - start < QUIET + self.vm.starved() - starved:
+            if (now := self.vm.requests()) != before:
+                before, starved, start = now, self.vm.starved(), time.monotonic()
+            time.sleep(.2)
 
     def spin(self) -> None:
         """An IOThread that polls for seconds when there is nothing to do."""
