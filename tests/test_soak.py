@@ -163,6 +163,15 @@ class Alive(Toy):
             self.alive(0, 1)
         self.assertEqual(sleep.call_count, 2)
 
+    def test_a_hang_begins_when_stragglers_have_ended(self):
+        clock, requests = iter(range(100)), mock.Mock(side_effect=[[5, 5], [5, 6], [5, 7], *[[5, 7]] * 50])
+        # after the last request the time of two looks in which a thread got no CPU does not count
+        starved = mock.Mock(side_effect=[0, 0, 0, 0, 0, 1, 2, *[2] * 50])
+        with mock.patch.multiple(self.soak.vm, limit=mock.Mock(), requests=requests, starved=starved), \
+                mock.patch("time.sleep"), mock.patch("time.monotonic", lambda: next(clock)):
+            self.soak.hang()
+        self.assertEqual(requests.call_count, 6)
+
     def test_a_disk_that_is_not_listed(self):
         self.counts = {"/machine/peripheral/disk0/virtio-backend": (10, 1), "lun10": (10, 1)}
         with self.assertRaisesRegex(ToolError, "query-blockstats does not list lun1$"):
