@@ -15,7 +15,7 @@ from dctools.common import ToolError
 from dctools.measure.plan import Config
 from dctools.report import show
 from dctools.report.loadgen import LoadgenResults
-from dctools.report.results import Results, markdown, markdown_lines, metric_cell, ratio_text
+from dctools.report.results import Results, markdown, markdown_lines, metric_cell, ratio_text, told
 
 LOSSES = ["iops", "cpu", "p50", "p99", "p999"]      # of what a loss is told
 
@@ -56,13 +56,13 @@ def step_rows(directory: str, metric: str, rest: str, cell: Callable[[dict[str, 
         raise ToolError(f"{top}: no results in there" + (f" of each of {', '.join(only)}" if only else ""))
     columns = [loadgen_results(f"{directory}/{name}").cells_of(metric, rest) for name in names]
     return [["depth", "engine", *(name.partition("-")[2] for name in names)]] + [
-        [str(qd), aio, *(cell(cells[aio, qd]["ab"]) if (aio, qd) in cells else "" for cells in columns)]
+        [str(qd), aio, *(cell(cells[aio, qd]) if (aio, qd) in cells else "" for cells in columns)]
         for aio, qd in columns[0]]
 
 
 def steps(directory: str, metric: str, rest: str) -> str:
     """What each of the steps that this directory has results of, in the order of their names, makes of a metric."""
-    return markdown_lines(step_rows(directory, metric, rest, ratio_text))
+    return markdown_lines(step_rows(directory, metric, rest, lambda row: told(ratio_text(row["ab"]), row)))
 
 
 def index() -> str:
@@ -207,7 +207,7 @@ def mail_grid(directory: str, rest: str, metric: str = "iops") -> list[list[str]
 
 def mail_steps(steps: str, rest: str, only: Sequence[str] = ()) -> list[list[str]]:
     """IOPS by depth, engine and step; a line has room for the intervals of three."""
-    lines = step_rows(steps, "iops", rest, lambda row: short(ratio_text(row)), only)
+    lines = step_rows(steps, "iops", rest, lambda row: short(ratio_text(row["ab"])), only)
     return lines if len(lines[0]) <= 5 else [[cell.partition(" [")[0] for cell in line] for line in lines]
 
 

@@ -43,6 +43,22 @@ class Documents(unittest.TestCase):
                 self.assertEqual(self.updated(text), text)
                 self.assertNotEqual(self.updated(text.replace("1.0", "1.1", 1)), text.replace("1.0", "1.1", 1))
 
+    def test_what_is_told_from_the_noise_is_bold(self):
+        self.addCleanup(docs.results.cache_clear)
+        steps = sorted(f"{STEPS}/{path.name}" for path in (common.ROOT / "results" / STEPS).iterdir())
+        for verdict, bold in ("better", True), ("worse", True), ("none", False), ("n/a", False):
+            for directory in RESULTS, *steps:
+                for row in docs.results(directory).table.values():
+                    row["iops"]["verdict"] = verdict
+            for marker in f"<!-- table: {RESULTS}: iops -->", GRID, f"<!-- steps: {STEPS}: iops: {REST} -->":
+                with self.subTest(verdict, marker=marker):
+                    cells = [cell for line in self.updated(f"{marker}\n").splitlines()[3:]
+                             for cell in line.split("|") if " [" in cell]
+                    if marker.startswith("<!-- table"):
+                        cells = cells[::2]                      # A/A has no verdict
+                    self.assertTrue(cells)
+                    self.assertEqual({cell.startswith(" **") and cell.endswith("** ") for cell in cells}, {bold})
+
     def test_what_is_wanted(self):
         row = {"row": "r", "results": "disk", "depth": 4, "rest": "disk x 1, event_idx on, irq batch, waits for it",
                "iops": {"native": .5, "threads": 20}}

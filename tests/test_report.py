@@ -179,7 +179,7 @@ class Directory(unittest.TestCase):
         self.assertEqual(head, f"|  | write(2) per I/O | {results.METRICS['cpu'][0].split(' [')[0]} | A/A: IOPS |")
         self.assertEqual(len(rows), len(results.table))
         self.assertEqual({line.count("|") for line in (head, rule, *rows)}, {5})
-        self.assertRegex(rows[0].split("|")[2], r"^ 0\.5\d → 0\.1\d $")
+        self.assertRegex(rows[0].split("|")[2], r"^ \*\*0\.5\d → 0\.1\d\*\* $")
         self.assertRegex(rows[0].split("|")[3], r"^ [\d.]+ \[[\d.]+, [\d.]+\] $")
         with self.assertRaisesRegex(ToolError, "speed is no metric; there are iops"):
             markdown([results], ["iops", "speed"])

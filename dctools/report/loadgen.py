@@ -15,7 +15,7 @@ from dctools.common import ToolError
 from dctools.measure import plan
 from dctools.measure.plan import Config, limit_key
 from dctools.report import page, plots
-from dctools.report.results import Results, markdown_lines, metric_cell, ratio_text, require_metrics
+from dctools.report.results import Results, markdown_lines, metric_cell, ratio_text, require_metrics, told
 from dctools.report.statistics import ROLES, analyse, middle, stratified, verdict
 
 PER_BATCH = 1.2         # notifications for a batch of completions that the driver finds when it looks, wanted at most
@@ -137,12 +137,12 @@ class LoadgenResults(Results):
         return dict(sorted(cells.items(), key=lambda cell: (guest.AIO.index(cell[0][0]), cell[0][1])))
 
     def grid(self, metric: str, rest: str) -> str:
-        """A table in Markdown of one metric: engines and depths."""
+        """A table in Markdown of one metric: engines and depths. What is told from the noise is bold."""
         cells = self.cells_of(metric, rest)
         engines, depths = dict.fromkeys(aio for aio, _ in cells), dict.fromkeys(qd for _, qd in cells)
         return markdown_lines([["depth", *map(str, depths)]] + [
-            [aio, *(metric_cell(self, {metric: cells[aio, qd]}, metric) if (aio, qd) in cells else "" for qd in depths)]
-            for aio in engines])
+            [aio, *(told(metric_cell(self, {metric: row}, metric), row) if (row := cells.get((aio, qd))) else ""
+                    for qd in depths)] for aio in engines])
 
     @property
     def many(self) -> bool:

@@ -34,6 +34,11 @@ def metric_cell(found: "Results", rows: dict[str, Any], m: str) -> str:
     return " → ".join(number_text(rows[m][side], ".2f") for side in ("base", "series"))
 
 
+def told(text: str, row: dict[str, Any]) -> str:
+    """This in bold if it is told from the noise."""
+    return f"**{text}**" if row["verdict"] in ("better", "worse") else text
+
+
 def require_metrics(found: "Results", wanted: Sequence[str]) -> None:
     if unknown := [m for m in wanted if m not in found.METRICS]:
         raise ToolError(f"{unknown[0]} is no metric; there are {', '.join(found.METRICS)}")
@@ -45,7 +50,10 @@ def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(several: Sequence["Results"], wanted: Sequence[str]) -> str:
-    """A table in Markdown, of each configuration: ratios, counts of both, and the A/A ratio of IOPS."""
+    """A table in Markdown, of each configuration: ratios, counts of both, and the A/A ratio of IOPS.
+
+    What is told from the noise is bold.
+    """
     for found in several:
         require_metrics(found, wanted)
     rows = [(str(name).split(", "), found, row) for found in several for name, row in found.table.items()]
@@ -53,8 +61,9 @@ def markdown(several: Sequence["Results"], wanted: Sequence[str]) -> str:
     common = [part for part in first if len(rows) > 1 and all(part in name for name, *_ in rows)]
     titles = (several[0].METRICS[m][0].split(" [")[0] for m in wanted)
     return markdown_lines([[", ".join(common), *titles, "A/A: IOPS"]] + [
-        [", ".join(part for part in name if part not in common), *(metric_cell(found, row, m) for m in wanted),
-         ratio_text(row["iops"]["aa"])] for name, found, row in rows])
+        [", ".join(part for part in name if part not in common),
+         *(told(metric_cell(found, row, m), row[m]) for m in wanted), ratio_text(row["iops"]["aa"])]
+        for name, found, row in rows])
 
 
 class Results:
