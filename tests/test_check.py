@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -322,6 +323,53 @@ class Patches(unittest.TestCase):
         for text in ["", "[]", "{}", '{"key": 1}']:
             (common.patch_dir("v1") / "tested.json").write_text(text)
             self.assertEqual(len(self.check()[0]), 2)
+
+
+TOY = """import os, unittest
+class Toy(unittest.TestCase):
+    def test_good(self):
+        os.write(2, b"from a process of its own, in the middle of a line\\n")
+        os.system("echo so does this >&2")
+    def test_bad(self): self.fail()
+    def test_wrong(self): raise OSError
+    @unittest.skip("not here")
+    def test_left_out(self): pass
+class Unprepared(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls): raise OSError
+    def test_never_runs(self): pass
+"""
+
+
+class Tools(unittest.TestCase):
+    """The part that runs the other files here."""
+
+    def told(self, **files):
+        with tempfile.TemporaryDirectory() as d, mock.patch.object(common, "ROOT", pathlib.Path(d)) as root, \
+                mock.patch.object(sources, "logs", lambda: root / "logs"):
+            (root / "tests").mkdir()
+            for name, text in files.items():
+                (root / "tests" / f"{name}.py").write_text(text)
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                sources.check_tools(Results(), "v0")
+            self.assertIn("test session starts", (root / "logs/tools.log").read_text())
+            return [re.sub(", see .*", "", line) for line in out.getvalue().splitlines()]
+
+    def test_each_counts_whatever_is_printed_in_between(self):
+        self.assertCountEqual(self.told(test_toy=TOY), [
+            "ok   tools test_toy.Toy.test_good", "FAIL tools test_toy.Toy.test_bad: failure",
+            "FAIL tools test_toy.Toy.test_wrong: failure", "FAIL tools test_toy.Toy.test_left_out: skipped",
+            "FAIL tools test_toy.Unprepared.test_never_runs: error"])
+
+    def test_a_file_that_cannot_be_read_is_a_failure(self):
+        self.assertIn("FAIL tools test_torn: error", self.told(test_toy=TOY, test_torn="import nothing_of_this_name\n"))
+
+    def test_none_is_a_failure(self):
+        self.assertEqual(self.told(), ["FAIL tools: pytest ends with 5 after 0 tests"])
+
+    def test_one_that_ends_all_is_a_failure(self):
+        self.assertEqual(self.told(test_toy="import os\ndef test_kills(): os._exit(0)\n"),
+                         ["FAIL tools: pytest ends with 0 after 0 tests"])
 
 
 class Alone(unittest.TestCase):
