@@ -47,6 +47,7 @@ time_based
 runtime=100000
 """
 DRAINS = 500            # 10.2.2 hangs in one of the first 200
+MOVES = 1000            # 7.2.22 and 10.2.2 crash, or hang, before that
 LEFT = 2                # rounds with each engine; 10.2.2 crashes in about half of them
 MODES = ["hard", "safe"]                # of block-export-del; this export counts no client as a use of it
 ENDS = ["quit", "SIGTERM"]
@@ -163,6 +164,21 @@ def drains(stack: str, aio: str) -> None:
         goes_on(linux, device)
 
 
+def move(daemon: guest.StorageDaemon, times: int = MOVES, patience: float = PATIENCE) -> None:
+    """Give the first node, and its export, another IOThread so often, each within that time."""
+    for n in range(times):
+        daemon.qmp("x-blockdev-set-iothread", patience, node_name="disk0", iothread=["other", "io0"][n % 2], force=True)
+
+
+def moves(stack: str, aio: str) -> None:
+    """A busy export changes its IOThread, and goes on."""
+    with exported(stack, aio, "moves") as (daemon, _, sockets, _), linux_on(sockets, f"moves-{aio}") as linux:
+        daemon.add_iothread("other")
+        device = load(linux)
+        move(daemon)
+        goes_on(linux, device)
+
+
 def ends(stack: str, aio: str, how: str) -> None:
     """The daemon ends while its export is busy."""
     with exported(stack, aio, f"end-{how}") as (daemon, _, sockets, _), linux_on(sockets, f"end-{how}-{aio}") as linux:
@@ -213,6 +229,7 @@ def notices(stack: str) -> None:
         with stopped(daemon):
             must_fail("hangs: no request is done within 1 s", goes_on, linux, device, 1)
             must_fail("no answer to QMP blockdev-reopen within 1 s", drain, daemon, disks[0], 1, 1)
+            must_fail("no answer to QMP x-blockdev-set-iothread within 1 s", move, daemon, 1, 1)
             must_fail("no answer to QMP block-export-del within 1 s", remove, daemon, "hard", tids[0], 1)
 
 
@@ -298,6 +315,7 @@ def check_exports(results: Results, stack: str) -> None:
             results.do(f"exports {aio}: a busy export is removed, with its node and IOThread (mode={mode})",
                        removed, stack, aio, mode)
         results.do(f"exports {aio}: a busy node is drained {DRAINS} times", drains, stack, aio)
+        results.do(f"exports {aio}: a busy export changes its IOThread {MOVES} times", moves, stack, aio)
         for how in ENDS:
             results.do(f"exports {aio}: the daemon ends by {how} while it is busy", ends, stack, aio, how)
         results.do(f"exports {aio}: the daemon ends when its guest goes", ends_when_left, stack, aio)
