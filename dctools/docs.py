@@ -234,7 +234,7 @@ def mail_rows(directories: Sequence[str], metrics: Sequence[str]) -> list[list[s
 def mail_losses(losses: Sequence[str]) -> list[list[str]]:
     """A line for each that is worse outside of the noise, the worst first."""
     lines = [[*mail_name(config), MAIL_TITLES[m], short(ratio_text(row["ab"]))] for _, config, m, row in worse(losses)]
-    return [["depth", "", "worse", "ratio"], *(lines or [["", "none", "", ""]])]
+    return [["depth", "", "worse", "ratio"], *(lines or [["", "", "none", ""]])]
 
 
 MAIL_TITLES = {"iops": "IOPS", "cpu": "CPU per I/O", "p50": "p50", "p99": "p99", "p999": "p99.9",
