@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -275,6 +276,29 @@ def mail(path: pathlib.Path, tables: Sequence[dict[str, Any]]) -> str:
     return text
 
 
+RAW = "Raw data: "
+
+
+def raw_data(path: pathlib.Path, text: str, tables: Sequence[dict[str, Any]]) -> str:
+    """The cover letter, with a paragraph that says where the results are that its tables come from."""
+    names = dict.fromkeys(name for about in tables for key in ("directory", "steps", "directories", "losses")
+                          for name in ([about[key]] if isinstance(about.get(key), str) else about.get(key, [])))
+    if not names:
+        return text
+    tops: dict[str, list[str]] = {}
+    for name in names:
+        top, _, rest = name.partition("/")
+        tops.setdefault(top, []).append(rest)
+    places = [f"results/{top}/" + (rests[0] if len(rests) == 1 else f"{{{', '.join(rests)}}}")
+              for top, rests in tops.items()]
+    paragraph = textwrap.fill(RAW + ", ".join(places), 76, break_on_hyphens=False) + "\n"
+    text, count = re.subn(rf"(?m)^{RAW}.*\n(?:\S.*\n)*", lambda _: paragraph, text, count=1)
+    if not count:
+        raise ToolError(f"{path}: no paragraph that begins with \"{RAW}\"; put one below the tables, `make docs` "
+                        "writes the rest")
+    return text
+
+
 def mails() -> Iterator[tuple[pathlib.Path, str]]:
     """Each cover letter and patch that has tables, and its text as it should be."""
     for stack in common.stacks():
@@ -286,7 +310,8 @@ def mails() -> Iterator[tuple[pathlib.Path, str]]:
             if name not in paths:
                 raise ToolError(f"{stack}/pin.json: tables of \"{name}\", which is neither a topic nor a patch's "
                                 "subject")
-            yield paths[name], mail(paths[name], tables[name])
+            path, text = paths[name], mail(paths[name], tables[name])
+            yield path, raw_data(path, text, tables[name]) if path.name == series.COVER else text
 
 
 @dataclasses.dataclass(frozen=True)

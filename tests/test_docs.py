@@ -171,8 +171,8 @@ class Mails(unittest.TestCase):
                 (self.STEPS | {"only": ["bh", "notify"]}, r"  depth  engine +bh +notify\n", rf"\w.*{cell}{cell}", 12), \
                 (self.UML, r"  engine    IOPS +interrupts\n", rf"\w.*{cell}", 3):
             with self.subTest(about):
-                text = self.updated(about, "A:\n\n  depth  x\n      1  9.99\n\nend\n")
-                self.assertRegex(text, rf"^A:\n\n{head}(?: +{row}\n){{{lines}}}\nend\n$")
+                text = self.updated(about, "A:\n\n  depth  x\n      1  9.99\n\nRaw data: old\nand more\n\nend\n")
+                self.assertRegex(text, rf"^A:\n\n{head}(?: +{row}\n){{{lines}}}\nRaw data: results/\S+\n\nend\n$")
                 self.assertLessEqual(max(map(len, text.splitlines())), 76)
                 self.assertEqual(self.updated(about, text), text)
 
@@ -192,8 +192,19 @@ class Mails(unittest.TestCase):
             for metrics in table.values():
                 for m in docs.LOSSES:
                     metrics[m]["verdict"] = verdict if m == "p99" else "better"
-            text = self.updated({"losses": [RESULTS]}, "A:\n\n  depth  x\n      1  9.99\n\nend\n")
-            self.assertRegex(text, rf"^A:\n\n  depth + worse +ratio\n(?: +{row}\n){{{lines}}}\nend\n$")
+            text = self.updated({"losses": [RESULTS]}, "A:\n\n  depth  x\n      1  9.99\n\nRaw data: \n")
+            self.assertRegex(text, rf"^A:\n\n  depth + worse +ratio\n(?: +{row}\n){{{lines}}}\nRaw data: .*\n$")
+
+    def test_where_the_raw_data_are(self):
+        """A cover letter says it of each of its tables; a patch does not."""
+        tables = [self.GRID, self.ROWS | {"directories": [RESULTS, STEPS]}, self.UML, {"losses": [RESULTS]}]
+        found = docs.raw_data(self.path, "A:\n\nRaw data: x\ny\n\nRaw data: z\n", tables)
+        top, _, rest = RESULTS.partition("/")
+        self.assertEqual(" ".join(found.split()), f"A: Raw data: results/{top}/{{{rest}, {STEPS.partition('/')[2]}}}, "
+                         "results/uml/v7.2 Raw data: z")
+        self.assertLessEqual(max(map(len, found.splitlines())), 76)
+        with self.assertRaisesRegex(ToolError, r'0000-cover-letter.patch: no paragraph that begins with "Raw data: "'):
+            self.updated(self.GRID, "A:\n\n  depth  x\n      1  9.99\n\nend\n")
 
     def test_a_patch_by_its_subject(self):
         patch = self.path.parent / "0001-x.patch"
