@@ -99,7 +99,8 @@ class TestLists(unittest.TestCase):
 
     def test_other_suites_of_the_same_archive(self):
         self.assertEqual(self.lists({"sources.list": LIST}, "deb", ["x", "y"]), {"sources.list": (
-            "deb http://one.example/debian x main contrib # why\ndeb http://one.example/debian y main contrib # why\n")})
+            "deb http://one.example/debian x main contrib # why\n"
+            "deb http://one.example/debian y main contrib # why\n")})
         self.assertEqual(self.lists({"a.list": LIST, "sources.list.d/debian.sources": SOURCES}, "deb-src", ["x", "y"]),
                          {"debian.sources": (
                              "Types: deb-src\nURIs: http://one.example/debian\nSuites: x y\nComponents: main\n"
@@ -115,8 +116,8 @@ class TestBase(unittest.TestCase):
         self.top = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.top)
         self.fake = self.top / "fake"
-        write(self.top, {"bin/apt-get": APT_GET, "bin/apt-cache": APT_CACHE, "os-release": "VERSION_CODENAME=bookworm\n",
-                         "etc/sources.list": LIST})
+        write(self.top, {"bin/apt-get": APT_GET, "bin/apt-cache": APT_CACHE,
+                         "os-release": "VERSION_CODENAME=bookworm\n", "etc/sources.list": LIST})
         for p in (self.top / "bin").iterdir():
             p.chmod(0o755)
         for p in [mock.patch.object(common, "ROOT", self.top),
@@ -185,7 +186,8 @@ class TestBase(unittest.TestCase):
 
     def test_upstream_alone(self):
         base = self.base()
-        self.assertEqual((base.version, base.pinned, base.note, base.tree), ("7.2.2", True, "", self.pinned["base_tree"]))
+        self.assertEqual((base.version, base.pinned, base.note, base.tree),
+                         ("7.2.2", True, "", self.pinned["base_tree"]))
         self.assertEqual(self.show(f"{base.commit}:VERSION"), "7.2.2\n")
         self.assertEqual(self.show(f"{base.commit}:ignored.o"), "x\n")
         self.assertNotIn("seven", self.show(f"{base.commit}:a.c"))
@@ -196,11 +198,13 @@ class TestBase(unittest.TestCase):
     def test_same_commit_whatever_the_person_has_set(self):
         first = self.base()
         shutil.rmtree(common.stack_dir("v7.2"))
-        write(self.top, {".gitconfig": "[core]\nautocrlf=true\nhooksPath=/\nexcludesFile=~/ex\n[user]\nname=x\nemail=y@z\n", "ex": "*.c\n",
+        write(self.top, {".gitconfig": "[core]\nautocrlf=true\nhooksPath=/\nexcludesFile=~/ex\n"
+                                       "[user]\nname=x\nemail=y@z\n", "ex": "*.c\n",
                          ".config/git/attributes": "*.c text eol=crlf\n", ".config/git/ignore": "*\n"})
         old = os.umask(0o077)
         try:
-            with mock.patch.dict(os.environ, {"HOME": str(self.top), "XDG_CONFIG_HOME": "", "GIT_AUTHOR_NAME": "x", "TZ": "Asia/Tokyo"}):
+            with mock.patch.dict(os.environ, {"HOME": str(self.top), "XDG_CONFIG_HOME": "", "GIT_AUTHOR_NAME": "x",
+                                              "TZ": "Asia/Tokyo"}):
                 again = self.base()
         finally:
             os.umask(old)
@@ -215,7 +219,8 @@ class TestBase(unittest.TestCase):
     def test_apt_is_kept_off_the_system(self):
         self.base()
         for call in (self.fake / "called").read_text().splitlines():
-            for option in ("Dir::Etc::sourcelist=/dev/null", "Dir::Etc::sourceparts=", "Dir::State::lists=", "Dir::Cache="):
+            for option in ("Dir::Etc::sourcelist=/dev/null", "Dir::Etc::sourceparts=", "Dir::State::lists=",
+                           "Dir::Cache="):
                 self.assertIn(option, call)
         self.assertIn("deb-src http://one.example", (common.settings.build / "apt/etc/sources.list").read_text())
 
@@ -335,7 +340,8 @@ class TestBase(unittest.TestCase):
         self.assertEqual(self.base().version, "7.2.10")
 
     def test_newest_first(self):
-        self.assertEqual(module.newest_first(["1.9", "1.10~rc1", "1:1.0", "1.10", "1.9"]), ["1:1.0", "1.10", "1.10~rc1", "1.9"])
+        self.assertEqual(module.newest_first(["1.9", "1.10~rc1", "1:1.0", "1.10", "1.9"]),
+                         ["1:1.0", "1.10", "1.10~rc1", "1.9"])
 
     # -- what pin.json says beside
 
@@ -348,7 +354,8 @@ class TestBase(unittest.TestCase):
 
     def test_arguments_of_configure_are_not_the_base(self):
         self.base()
-        self.pin({**self.pinned, "configure": ["--x"], "python": {}, "check": ["unit"], "gone": ["x"], "series_tree": "0"})
+        self.pin({**self.pinned, "configure": ["--x"], "python": {}, "check": ["unit"], "gone": ["x"],
+                  "series_tree": "0"})
         (self.fake / "offline").touch()
         shutil.rmtree(common.settings.build / "apt")
         self.assertTrue(self.base().pinned)

@@ -64,7 +64,8 @@ class Parameters(unittest.TestCase):
                 ("IODEPTH", "6.5"), ("NUMJOBS", "-1"), ("NUMJOBS", "1000"), ("RW", "sideways"),
                 ("BS", "4kk"), ("BS", "100"), ("BS", "0"), ("BS", "1g"), ("PAIRS", "0"), ("PAIRS", "x"),
                 ("RUNTIME", "0"), ("RUNTIME", "nan"), ("RUNTIME", "inf"), ("RUNTIME", "5s"),
-                ("EVENT_IDX", "maybe"), ("QUEUES", "0"), ("QUEUES", "3"), ("VCPUS", "0"), ("SEED", "abc"), ("SEED", "-1"),
+                ("EVENT_IDX", "maybe"), ("QUEUES", "0"), ("QUEUES", "3"), ("VCPUS", "0"),
+                ("SEED", "abc"), ("SEED", "-1"),
                 ("WRITE_OK", "please"), ("DISK", "/nonexistent/disk"), ("DISK", "/dev/null"),
                 ("DISK", "/"), ("FIO_JOB", "/nonexistent/job"), ("QEMU_A", "/bin/true"),
                 ("QEMU_B", "/bin/true")]:
@@ -155,7 +156,8 @@ class OwnFiles(unittest.TestCase):
         env = {"DISK": str(self.disk), "WRITE_OK": "1"}
         for checked in (lambda: parameters({**env, "RW": "randwrite"}),
                         lambda: plan.parameters(options.load(plan.Options, {**env, "RW": "write"}))):
-            with mock.patch("stat.S_ISBLK", return_value=True), mock.patch("dctools.measure.plan.cpu_list", lambda: [0, 1]), \
+            with mock.patch("stat.S_ISBLK", return_value=True), \
+                    mock.patch("dctools.measure.plan.cpu_list", lambda: [0, 1]), \
                     mock.patch("os.open", side_effect=OSError(16, "Device or resource busy")) as opened, \
                     self.assertRaisesRegex(ToolError, "busy"):
                 checked()
@@ -298,7 +300,8 @@ class Keeping(unittest.TestCase):
 
     def test_results_have_no_paths_of_this_machine(self):
         with tempfile.TemporaryDirectory() as tmp:
-            compared.keep(pathlib.Path(tmp, "x"), {"a": [f"initrd={common.ROOT}/build/x", f"dir={tempfile.gettempdir()}/dc-a1_b/disk:2"]})
+            compared.keep(pathlib.Path(tmp, "x"), {"a": [f"initrd={common.ROOT}/build/x",
+                                                         f"dir={tempfile.gettempdir()}/dc-a1_b/disk:2"]})
             self.assertEqual(json.loads(pathlib.Path(tmp, "x").read_text()), {"a": ["initrd=build/x", "dir=disk:2"]})
 
     def test_missing_binary(self):
@@ -322,12 +325,16 @@ class Keeping(unittest.TestCase):
 
     def test_load_generator_follows_unless_a_workload_was_chosen(self):
         for env, follows in [({}, True), ({"PAIRS": "3", "RUNTIME": "1"}, True), ({"RW": "read"}, False),
-                             ({"RW": "read", "RING": "on"}, True), ({"RING": "off"}, False), ({"QEMU_A": "/a", "QEMU_B": "/b"}, True)]:
+                             ({"RW": "read", "RING": "on"}, True), ({"RING": "off"}, False),
+                             ({"QEMU_A": "/a", "QEMU_B": "/b"}, True)]:
             with self.subTest(env), mock.patch.object(infio, "bench") as guests, \
                     mock.patch("dctools.build.build_both"), mock.patch("dctools.series.update_tree"), \
-                    mock.patch("dctools.common.progress") as said, mock.patch("dctools.measure.plan.cpu_list", lambda: [0, 1]), \
-                    mock.patch("dctools.measure.uml.bench"), mock.patch.object(bench, "digest", return_value="") as digest, \
-                    contextlib.redirect_stdout(io.StringIO()), mock.patch("dctools.measure.loadgen.bench_ring") as generator:
+                    mock.patch("dctools.common.progress") as said, \
+                    mock.patch("dctools.measure.plan.cpu_list", lambda: [0, 1]), \
+                    mock.patch("dctools.measure.uml.bench"), \
+                    mock.patch.object(bench, "digest", return_value="") as digest, \
+                    contextlib.redirect_stdout(io.StringIO()), \
+                    mock.patch("dctools.measure.loadgen.bench_ring") as generator:
                 bench.main(options.load(bench.Options, env))
                 self.assertEqual(digest.call_count, 1)
                 self.assertEqual((guests.call_count, generator.call_count), (1, int(follows)))
@@ -336,12 +343,16 @@ class Keeping(unittest.TestCase):
                     p = generator.call_args[0][0]
                     self.assertEqual(p.qemu_a, env.get("QEMU_A", ""))
                     self.assertEqual({(c.aio, c.qd, c.irq) for c in p.configs},
-                                     {(aio, qd, irq) for aio in guest.AIO for qd in (4, 64) for irq in ("each", "batch")})
+                                     {(aio, qd, irq) for aio in guest.AIO for qd in (4, 64)
+                                      for irq in ("each", "batch")})
 
     def test_linux_on_the_export_has_the_same_workload_or_is_left_out(self):
-        for env, wanted in [({}, {}), ({"PAIRS": "3"}, {"pairs": 3}), ({"RW": "read", "BS": "8k"}, {"rw": "read", "bs": "8k"}),
-                            ({"AIO": "native", "IODEPTH": "4", "RUNTIME": "1"}, {"aio": ("native",), "iodepth": 4, "runtime": 1}),
-                            ({"NUMJOBS": "2"}, None), ({"VCPUS": "4"}, None), ({"RW": "trim"}, None), ({"UML": "off"}, None),
+        for env, wanted in [({}, {}), ({"PAIRS": "3"}, {"pairs": 3}),
+                            ({"RW": "read", "BS": "8k"}, {"rw": "read", "bs": "8k"}),
+                            ({"AIO": "native", "IODEPTH": "4", "RUNTIME": "1"},
+                             {"aio": ("native",), "iodepth": 4, "runtime": 1}),
+                            ({"NUMJOBS": "2"}, None), ({"VCPUS": "4"}, None),
+                            ({"RW": "trim"}, None), ({"UML": "off"}, None),
                             ({"NUMJOBS": "2", "IODEPTH": "4", "UML": "on"}, {"iodepth": 4})]:
             with self.subTest(env):
                 given = bench.uml_workload(options.load(bench.Options, {"SEED": "1", **env}))

@@ -35,7 +35,8 @@ class TestBuild(unittest.TestCase):
     def setUp(self):
         self.top = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.top)
-        for p in [mock.patch.object(common, "ROOT", self.top), mock.patch.multiple(common.settings, build=self.top / "build", force=False),
+        for p in [mock.patch.object(common, "ROOT", self.top),
+                  mock.patch.multiple(common.settings, build=self.top / "build", force=False),
                   mock.patch.dict(os.environ, {"CCACHE_DIR": ""})]:
             p.start()
             self.addCleanup(p.stop)
@@ -120,7 +121,8 @@ class TestBuild(unittest.TestCase):
     def test_arguments_that_a_release_knows_no_longer(self):
         args = ["--meson=/usr/bin/meson", "--enable-sanitizers", "--cc=x"]
         self.build(self.first, args)
-        self.build(self.commit({"configure": CONFIGURE + "case x in\n  --meson=*) ;;\n  --enable-sanitizers) ;;\nesac\n"}), args)
+        self.build(self.commit({"configure": CONFIGURE + "case x in\n  --meson=*) ;;\n"
+                                                         "  --enable-sanitizers) ;;\nesac\n"}), args)
         self.assertEqual(self.configured(), ["--enable-asan --enable-ubsan --cc=x", " ".join(args)])
 
     def test_python_packages_are_found(self):
@@ -242,7 +244,8 @@ build %s: link main.o f0.o f1.o f2.o f3.o f4.o | whole.fa
         for f, o in zip(found, orders):
             self.assertEqual(sorted(o), [f"f{n}" for n in range(8)])
             self.assertEqual(process.run([f]), "28")
-        self.assertLess(min(o.index(f) for o in orders for f in ("f5", "f6", "f7")), 5, "the archive's have stayed behind")
+        self.assertLess(min(o.index(f) for o in orders for f in ("f5", "f6", "f7")), 5,
+                        "the archive's have stayed behind")
 
     def test_seed_decides(self):
         self.program()

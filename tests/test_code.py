@@ -56,7 +56,8 @@ def too_long(path):
     """Functions with too many lines, and the file itself."""
     text = path.read_text()
     found = [f"{path.name}: {text.count(chr(10))} lines"] if text.count("\n") > MOST_LINES else []
-    return found + [f"{path.name}: {n.name}() has {n.end_lineno - n.lineno + 1} lines" for n in ast.walk(ast.parse(text))
+    return found + [f"{path.name}: {n.name}() has {n.end_lineno - n.lineno + 1} lines"
+                    for n in ast.walk(ast.parse(text))
                     if isinstance(n, ast.FunctionDef) and n.end_lineno - n.lineno + 1 > MOST_OF_FUNCTION]
 
 
@@ -103,7 +104,8 @@ class Code(unittest.TestCase):
         self.assertEqual(environment_readers(PACKAGE), ["dctools.environment"])
 
     def test_each_source_file_names_its_licence(self):
-        sources = [ROOT / "Makefile", ROOT / "dc", *(f for d in ("dctools", "tests", "loadgen") for f in (ROOT / d).rglob("*")
+        sources = [ROOT / "Makefile", ROOT / "dc", *(f for d in ("dctools", "tests", "loadgen")
+                                                    for f in (ROOT / d).rglob("*")
                                                     if f.suffix in (".py", ".c", ".h", ".sh"))]
         self.assertGreater(len(sources), 30)
         for f in sources:
@@ -142,7 +144,8 @@ class SaysNo(unittest.TestCase):
                                "class C:\n    def m(self, *a) -> None: pass\n    def n(self) -> None: pass\n")
         self.assertEqual(untyped(path), [f"a.py: {name}() has no types" for name in "fgm"])
         wrong = self.write("b", "def f() -> int:\n    return 'x'\n")
-        p = subprocess.run(["mypy", "--cache-dir", self.package / "cache", wrong], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        p = subprocess.run(["mypy", "--cache-dir", self.package / "cache", wrong],
+                           cwd=ROOT, stdout=subprocess.PIPE, text=True)
         self.assertIn("Incompatible return value", p.stdout)
 
     def test_style(self):

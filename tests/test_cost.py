@@ -74,7 +74,8 @@ class PerRequest(unittest.TestCase):
     @staticmethod
     def dump(instructions, calls, number=7):
         return "".join([f"summary: {instructions}\n\nfn=(1) aio_poll\n1 90\n",
-                        f"cfn=({number}) virtqueue_push\ncalls={calls} 5\n1 30\ncfn=(3) virtqueue_push_more\ncalls=99 5\n"
+                        f"cfn=({number}) virtqueue_push\ncalls={calls} 5\n1 30\n"
+                        "cfn=(3) virtqueue_push_more\ncalls=99 5\n"
                         f"1 2\nfn=(2) other\ncfn=({number})\ncalls=10 7\n1 8\n" if calls else "",
                         f"totals: {instructions}\n"])
 

@@ -100,7 +100,8 @@ class Selection(Directory):
         makefile.write_text(deb.rules())
         for given, said in [(deb.rules(), "x86 qemu microvm"), ("", "x86 misc")]:
             makefile.write_text(given)
-            p = subprocess.run(["make", "-sf", "-", "show"], env={"PATH": os.environ["PATH"], "MAKEFILES": str(makefile)},
+            p = subprocess.run(["make", "-sf", "-", "show"],
+                               env={"PATH": os.environ["PATH"], "MAKEFILES": str(makefile)},
                                input="systems = x86 misc\nqemu-builds :=\nshow:; @echo ${systems} ${qemu-builds}\n",
                                stdout=subprocess.PIPE, text=True)
             self.assertEqual(p.stdout, f"{said}\n")
@@ -114,7 +115,8 @@ class Selection(Directory):
                 ("rules", "systems =", "# systems of", "has no variable systems"),
                 ("rules", "QEMU_CONFIG", "CONFIG", "has no variable QEMU_CONFIGURE_OPTIONS")]:
             with self.subTest(said):
-                self.debian({"control": CONTROL, "rules": RULES} | {name: {"control": CONTROL, "rules": RULES}[name].replace(old, new)})
+                self.debian({"control": CONTROL, "rules": RULES}
+                            | {name: {"control": CONTROL, "rules": RULES}[name].replace(old, new)})
                 with self.assertRaisesRegex(ToolError, said):
                     deb.left_out(self.package)
 
@@ -150,7 +152,8 @@ class Refusals(Directory):
             self.refuses("no mounts are allowed here")
 
     def test_disk(self):
-        with mock.patch.object(deb, "need_machine"), mock.patch("shutil.disk_usage", return_value=mock.Mock(free=2 << 30)):
+        with mock.patch.object(deb, "need_machine"), \
+                mock.patch("shutil.disk_usage", return_value=mock.Mock(free=2 << 30)):
             self.refuses("2048 MiB free, 3000 MiB needed; make room or set BUILD_DIR=")
 
 
@@ -200,7 +203,8 @@ class Chroot(Directory):
 
     @unittest.skipIf(os.geteuid(), "not root")
     def test_directories_and_environment_and_nothing_is_left(self):
-        deb.work(self.inside('ls / /build; echo "$A${HOME-.}"; [ -e /proc/1/stat ] && > /build/made'), self.top / "log", "it")
+        deb.work(self.inside('ls / /build; echo "$A${HOME-.}"; [ -e /proc/1/stat ] && > /build/made'),
+                 self.top / "log", "it")
         self.assertEqual((self.top / "log").read_text(), "/:\nbin\nbuild\nproc\n\n/build:\nfile\nb c.\n")
         self.assertTrue((self.here / "made").is_file())
         self.assertNotIn(str(self.root), deb.MOUNTS.read_text())

@@ -65,7 +65,8 @@ class Documents(unittest.TestCase):
         file, marker = self.path.with_suffix(".json"), f"<!-- wanted: {{}}: {RESULTS.rpartition('/')[0]} -->\n"
         file.write_text(json.dumps([row]))
         text = self.updated(marker.format(file))
-        self.assertRegex(text, r"\| met: 1 of 2 \| native \| threads \|\n.*\n\| r \| \*\*\d\.\d+ of 0\.5\*\* \| \d\.\d+ of 20 \|\n")
+        self.assertRegex(text, r"\| met: 1 of 2 \| native \| threads \|\n.*\n"
+                               r"\| r \| \*\*\d\.\d+ of 0\.5\*\* \| \d\.\d+ of 20 \|\n")
         row["depth"] = 5
         for content in (json.dumps([row]), "[{}]", "{"):
             file.write_text(content)
@@ -85,7 +86,8 @@ class Documents(unittest.TestCase):
             self.updated(f"<!-- columns: {file}x -->\n")
 
     def test_soaks(self):
-        run = {"stack": "v9", "series_tree": "abcdefabcdefabcdef", "host": {"cpu": "Q"}, "date": "2026-01-02 03:04 +0000",
+        run = {"stack": "v9", "series_tree": "abcdefabcdefabcdef", "host": {"cpu": "Q"},
+               "date": "2026-01-02 03:04 +0000",
                "minutes": 1.6, "did": {"stops": 3}, "problem": None,
                "disks": [{"driver": d, "aio": "threads", "slowest_s": s, "written_mib": 8, "verified_mib": 9}
                          for d, s in [("a", .5), ("b", 1.25)]]}
@@ -165,7 +167,8 @@ class Mails(unittest.TestCase):
         cell, bare = r"\d\.\d\d \[.*", r"\d+  \w+(?: +\d\.\d\d){5}"
         for about, head, row, lines in (self.GRID, r"  depth  native +io_uring +threads\n", rf"\w.*{cell}", 2), \
                 (self.ROWS, r"  depth + IOPS +write\(2\)\n", rf"\w.*{cell}", 6), \
-                (self.GRID | {"metric": "writes"}, r"  depth  native +io_uring +threads\n", r"\d+(?:  \d\.\d\d, \d\.\d\d)+", 2), \
+                (self.GRID | {"metric": "writes"}, r"  depth  native +io_uring +threads\n",
+                 r"\d+(?:  \d\.\d\d, \d\.\d\d)+", 2), \
                 (self.ROWS | {"directories": [f"{STEPS}/1-bh"]}, r"  depth + IOPS +write\(2\)\n", rf"\w.*{cell}", 24), \
                 (self.STEPS, r"  depth  engine(?: +\w+){5}\n", bare, 12), \
                 (self.STEPS | {"only": ["bh", "notify"]}, r"  depth  engine +bh +notify\n", rf"\w.*{cell}{cell}", 12), \
@@ -220,13 +223,15 @@ class Mails(unittest.TestCase):
         self.assertRegex(text, r"A:\n\n  depth  native .*\n +1 .*\n +4 .*\n---\n$")
 
     def test_ratios_are_rounded(self):
-        self.assertEqual(docs.short(docs.ratio_text({"ratio": .9961, "low": .0939, "high": 12.3456})), "1.00 [0.09, 12.35]")
+        self.assertEqual(docs.short(docs.ratio_text({"ratio": .9961, "low": .0939, "high": 12.3456})),
+                         "1.00 [0.09, 12.35]")
         self.assertEqual(docs.short(docs.ratio_text({"ratio": None})), "n/a")
 
     def test_what_is_wrong(self):
         for about, text, said in [(self.GRID, "A\n", "0 tables that"),
                                   ({**self.ROWS, "metrics": ["speed"]}, "  depth  x\n  1\n", "a table is of"),
-                                  ({**self.STEPS, "only": ["bh", "none"]}, "  depth  x\n  1\n", "no results in there of each of bh, none"),
+                                  ({**self.STEPS, "only": ["bh", "none"]}, "  depth  x\n  1\n",
+                                   "no results in there of each of bh, none"),
                                   ({"directory": RESULTS}, "  depth  x\n  1\n", "a table is of")]:
             with self.subTest(said), self.assertRaisesRegex(ToolError, said):
                 self.updated(about, text)

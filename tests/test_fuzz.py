@@ -28,7 +28,8 @@ SUMMARY: AddressSanitizer: heap-use-after-free (/b/qemu-fuzz-x86_64+0x1)
 """
 UBSAN = "../src/util/iov.c:7:3: runtime error: shift exponent 32 is too large for 32-bit type 'int'\n" \
         "    #0 0x5 in iov_x /w/build/../src/util/iov.c:7:3\nSUMMARY: UndefinedBehaviorSanitizer\n"
-ASSERT = "qemu-fuzz-x86_64: ../src/util/defer-call.c:7: void defer_call_end(void): Assertion `t->nesting > 0' failed.\n" \
+ASSERT = "qemu-fuzz-x86_64: ../src/util/defer-call.c:7: void defer_call_end(void): " \
+         "Assertion `t->nesting > 0' failed.\n" \
          "==7== ERROR: libFuzzer: deadly signal\n"
 GLIB = "ERROR:../src/hw/x.c:12:virtio_x: assertion failed: (a == b)\n==7== ERROR: libFuzzer: deadly signal\n"
 HANG = "==7== ERROR: libFuzzer: timeout after 20 seconds\n    #0 0x5 in aio_poll /w/build/../src/util/aio-posix.c:7:3\n"
@@ -123,7 +124,8 @@ class Run(unittest.TestCase):
     def test_nothing_found(self):
         own, out = self.run_all()
         self.assertEqual(own, [])
-        self.assertRegex(out, r"^virtio-blk-pci: \d+ runs, \d+ s, coverage 12, \d+ requests in the IOThread, crashes: 0\n$")
+        self.assertRegex(out, r"^virtio-blk-pci: \d+ runs, \d+ s, coverage 12, "
+                              r"\d+ requests in the IOThread, crashes: 0\n$")
         self.fuzzer.assert_not_called()
 
     def test_of_the_series(self):
@@ -164,7 +166,8 @@ class Run(unittest.TestCase):
             self.says(side, "crash", ASSERT)
         check()
         self.says("series", "crash", ASSERT)
-        with mock.patch.object(fuzz, "SEARCH", .2), self.assertRaisesRegex(ToolError, "defer_call_end: .*, see .*crash-1"):
+        with mock.patch.object(fuzz, "SEARCH", .2), \
+                self.assertRaisesRegex(ToolError, "defer_call_end: .*, see .*crash-1"):
             check()
 
     def test_again_and_again(self):

@@ -336,7 +336,8 @@ class Channel(unittest.TestCase):
             first, count = {"query-cpus-fast": (100, vcpus), "query-iothreads": (200, 3)}[command]
             return [{"thread-id": first + n} for n in range(count)]
         for vcpus, cpus, places in [(1, [4, 6], {100: 4, 200: 6, 201: 6, 202: 6, 300: 6}),
-                                    (2, [0, 1, 2, 3], {100: 0, 101: 1, 200: 2, 201: 2, 202: 2, 300: 3}), (2, [0, 1], {})]:
+                                    (2, [0, 1, 2, 3], {100: 0, 101: 1, 200: 2, 201: 2, 202: 2, 300: 3}),
+                                    (2, [0, 1], {})]:
             with self.subTest(vcpus=vcpus), mock.patch.object(self.vm, "qmp", qmp), \
                     mock.patch.object(guest.Guest, "pid", 300), mock.patch("os.sched_setaffinity") as place:
                 self.vm.pin(cpus)
@@ -350,7 +351,8 @@ class Channel(unittest.TestCase):
             self.addCleanup(p.kill)
         with tempfile.TemporaryDirectory() as d, mock.patch.object(self.vm, "log_dir", pathlib.Path(d)):
             for p, low, high in [(spin, .5, 1.1), (idle, 0, .5)]:
-                with mock.patch.object(guest.Guest, "pid", p.pid), mock.patch.object(self.vm, "_rings", return_value=[]), \
+                with mock.patch.object(guest.Guest, "pid", p.pid), \
+                        mock.patch.object(self.vm, "_rings", return_value=[]), \
                         mock.patch.object(self.vm, "qmp", lambda _, p=p: [{"thread-id": p.pid}]):
                     busy = self.vm._examine()
                     self.assertTrue(low <= busy < high, busy)

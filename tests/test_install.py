@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 INSTALL = ROOT / "install.sh"
 
 FAKES = {
-    "dpkg-query": 'for p; do :; done\ngrep -qx "$p" "$FAKE/installed" && echo installed || { echo not-installed; exit 1; }',
+    "dpkg-query": 'for p; do :; done\n'
+                  'grep -qx "$p" "$FAKE/installed" && echo installed || { echo not-installed; exit 1; }',
     "apt-get": 'echo "$*" >>"$FAKE/called"\n[ ! -e "$FAKE/broken" ] || { echo "E: disk on fire" >&2; exit 100; }',
     "id": 'cat "$FAKE/uid"',
 }

@@ -173,7 +173,8 @@ class TestCheck(Toy):
         self.says_no("checkpatch", "hw/x.c: no section of MAINTAINERS", "none")
 
     def test_touches_what_debian_changes(self):
-        self.add(self.repo, "block/two: fourth", {"block/two.c": BASE["block/two.c"].replace("two30;", "three;").replace("two6;", "six;")})
+        self.add(self.repo, "block/two: fourth", {
+            "block/two.c": BASE["block/two.c"].replace("two30;", "three;").replace("two6;", "six;")})
         self.run_tool(series.export)
         self.says_no("nothing that Debian", "block/two.c", "none")
 
@@ -276,7 +277,8 @@ class TestCheck(Toy):
 
     def test_cover_letter_says_more_than_the_pin(self):
         self.cover("3-three", 'Based-on: the series "toy: ändert things"\nBased-on: the series "toy: another"')
-        self.says_no("cover letters say", 'does not say that the topic needs this: Based-on: the series "toy: another"', "none")
+        self.says_no("cover letters say",
+                     'does not say that the topic needs this: Based-on: the series "toy: another"', "none")
         self.cover("3-three", 'It applies to v7.2.22.\nBased-on: the series "toy: ändert things"')
         self.says_no("cover letters say", "says `applies to v7.2.22`, but the topic needs others", "none")
 

@@ -40,7 +40,8 @@ def raw(iops=1000.0, writes=0.5, cpu=3000.0, p99=80.0, source="perf tracepoints"
             "batches_seen": {"number": 10, "mean": 2, "max": 4},
             "cpu_ns_per_io": {"iothread": cpu, "main": 0, "process": cpu, "driver": 1},
             "per_io": {"writes": writes, "reads": 0.1, "kicks": 0.2, "interrupts": writes},
-            "syscalls": {"source": source, "rescheduling": 0.25, "per_io": {"write": writes, "io_submit": 0.03, "ppoll": 0.02}},
+            "syscalls": {"source": source, "rescheduling": 0.25,
+                         "per_io": {"write": writes, "io_submit": 0.03, "ppoll": 0.02}},
             "took": 2.0, "others": 0.1}
 
 
@@ -134,7 +135,8 @@ class Parameters(unittest.TestCase):
         self.assertEqual({c.queues for c in p.configs if c.aio == "io_uring"}, {1, 4})
         self.assertIn("off", {c.event_idx for c in p.configs})
         self.assertIn("disk", {c.storage for c in p.configs})
-        self.assertLess(len(p.configs) * p.pairs * 3 * (p.seconds + generator.WARM_UP + generator.COUNT + loadgen.START_UP), 600)
+        self.assertLess(len(p.configs) * p.pairs * 3
+                        * (p.seconds + generator.WARM_UP + generator.COUNT + loadgen.START_UP), 600)
 
     def test_a_stack_has_a_quick_plan_of_its_own(self):
         with mock.patch.object(common.settings, "stack", "v10.2"):
@@ -197,7 +199,8 @@ class Parameters(unittest.TestCase):
                     {"MAIN": "other"}, {"STORAGE": "tape"}, {"PAIRS": "0"}, {"PAIRS": "2.5"},
                     {"SECONDS": "0"}, {"SECONDS": "nan"}, {"RW": "randread"}, {"RW": "mix:101"},
                     {"BS": "100"}, {"BS": "2m"}, {"BATCH": "0"}, {"MIN_IOS": "0"}, {"REACTION_US": "-1"},
-                    {"JITTER": "some"}, {"LAYOUTS": "7"}, {"POLL_MAX_NS": "x"}, {"POLL_MAX_NS": "-1"}, {"POLL_MAX_NS": "0 0"}, {"INDIRECT": "perhaps"}, {"SEED": "-1"}, {"CPUS": "0"},
+                    {"JITTER": "some"}, {"LAYOUTS": "7"}, {"POLL_MAX_NS": "x"}, {"POLL_MAX_NS": "-1"},
+                    {"POLL_MAX_NS": "0 0"}, {"INDIRECT": "perhaps"}, {"SEED": "-1"}, {"CPUS": "0"},
                     {"CPUS": "0 0"}, {"CPUS": "0 7"}, {"DISK": "/nonexistent"}, {"DISK": "/dev/null"},
                     {"QEMU_A": "/bin/true"}, {"QEMU_B": "/bin/true"}, {"QUICK": "1", "AIO": "native"},
                     {"QUICK": "perhaps"}, {"INDIRECT": "off", "IODEPTH": "512"}, {"TRANSPORT": "usb"},
@@ -283,7 +286,8 @@ class Measure(unittest.TestCase):
         self.addCleanup(d.cleanup)
         self.dir = pathlib.Path(d.name)
         patches = [mock.patch.object(common.settings, "build", self.dir), CPUS,
-                   mock.patch("dctools.measure.loadgen.images", self.images), mock.patch("dctools.measure.generator.program", lambda: "loadgen"),
+                   mock.patch("dctools.measure.loadgen.images", self.images),
+                   mock.patch("dctools.measure.generator.program", lambda: "loadgen"),
                    mock.patch("dctools.common.progress", lambda _: None), mock.patch("dctools.process.run", self.fio),
                    mock.patch("dctools.measure.compared.tools_commit", lambda: "abc")]
         for p in patches:
@@ -343,7 +347,8 @@ class Measure(unittest.TestCase):
         text = self.measure(self.toy())
         said = re.sub(r"\s+", " ", text)
         self.assertRegex(said, r"\* IOPS better in 4 of 4 configurations, most in fast \w+ qd [^*]*: 1\.30 \[")
-        self.assertRegex(said, r"\* write\(2\) per I/O worse in 4 of 4 configurations, most in [^*]*: 0\.(49|50)\d → (0\.99|1\.00)\d; ")
+        self.assertRegex(said, r"\* write\(2\) per I/O worse in 4 of 4 configurations, most in [^*]*: "
+                               r"0\.(49|50)\d → (0\.99|1\.00)\d; ")
         self.assertGreaterEqual(self.verdicts(text, "latency p99 [us]")["none"], 3)
         page = (self.directory() / "report.html").read_text()
         self.assertEqual(page.count("<svg"), 6)
@@ -358,14 +363,16 @@ class Measure(unittest.TestCase):
         for many in [40, 3]:
             with mock.patch("dctools.measure.plan.MANY", many):
                 text = self.measure(self.toy(p50=1.2, p999=.5))
-            self.assertRegex(re.sub(r"\s+", " ", text), r"\* worse, too: .*latency p50 in 4 of 4, most in fast \w+ qd [^*]*: 1\.20 \[")
+            self.assertRegex(re.sub(r"\s+", " ", text),
+                             r"\* worse, too: .*latency p50 in 4 of 4, most in fast \w+ qd [^*]*: 1\.20 \[")
             if many == 40:
                 self.assertEqual(self.verdicts(text, "latency p50 [us]"), {"worse": 4})
                 self.assertEqual(self.verdicts(text, "latency p99.9 [us]"), {"better": 4})
             page = (self.directory() / "report.html").read_text()
             for p in ["p50", "p99", "p99.9"]:
                 # the groups' tables and each configuration's, or its columns
-                self.assertEqual(len(re.findall(rf"^  latency {re.escape(p)} \[us\] ", text, re.M)), 2 if many == 3 else 6)
+                self.assertEqual(len(re.findall(rf"^  latency {re.escape(p)} \[us\] ", text, re.M)),
+                                 2 if many == 3 else 6)
                 self.assertIn(f"<th>latency {p}, B/A</th>" if many == 3 else f"<td>latency {p} [us]</td>", page)
                 self.assertIn(f"Latency {p} over the queue depth", page)
 
@@ -856,7 +863,8 @@ class VhostUser(Compiled):
             self.notices(expected, fault)
 
     def test_a_back_end_that_breaks_the_protocol(self):
-        for number, name in [(1, "GET_FEATURES"), (15, "GET_PROTOCOL_FEATURES"), (24, "GET_CONFIG"), (9, "SET_VRING_ADDR")]:
+        for number, name in [(1, "GET_FEATURES"), (15, "GET_PROTOCOL_FEATURES"), (24, "GET_CONFIG"),
+                             (9, "SET_VRING_ADDR")]:
             self.notices(f"answers {name} by message {number}, flags 0x5", f"long:{number}")
             self.notices(f"does not answer {name} for 0.5 s", f"silent:{number}")
             self.notices("ended: toy: no longer", f"exit:{number}")

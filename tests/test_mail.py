@@ -92,7 +92,8 @@ class TestMail(Toy):
     def test_patches_keep_their_dates(self):
         self.me()
         self.run_tool(mail.mail)
-        self.assertEqual(git(self.repo, "log", "--format=%ai", "base..mail"), git(self.repo, "log", "--format=%ai", "base..series"))
+        self.assertEqual(git(self.repo, "log", "--format=%ai", "base..mail"),
+                         git(self.repo, "log", "--format=%ai", "base..series"))
 
     def test_what_is_sent_applies_and_is_the_same_tree(self):
         self.me()
@@ -147,7 +148,8 @@ class TestMail(Toy):
             self.refuses(functools.partial(mail.mail, version=version, since=since), "V= and SINCE= go together")
         git(self.top, "init", "-q")
         git(self.top, "commit", "-q", "--allow-empty", "-m", "empty")
-        self.refuses(functools.partial(mail.mail, version=2, since="HEAD"), "SINCE=HEAD: no commit or tag of this project with patches/toy")
+        self.refuses(functools.partial(mail.mail, version=2, since="HEAD"),
+                     "SINCE=HEAD: no commit or tag of this project with patches/toy")
 
     def test_refuses_a_version_of_a_topic_that_was_not_there(self):
         self.me()

@@ -63,7 +63,8 @@ class TestQuilt(Toy):
             f"defer-call/{t.name}/{p.name}" for t in series.read_topics("toy") for p in t.patches())])
         self.assertIn("toy 1:7.2.22+ds-3+defercall1, 4 patches of 1-one 2-two 3-three", self.out.getvalue())
         log = (self.tree / "debian/changelog").read_text()
-        self.assertTrue(log.startswith(f"toy ({VERSION}+defercall1) UNRELEASED; urgency=medium\n\n  * d/patches/defer-call/1-one: 2 patches\n"))
+        self.assertTrue(log.startswith(f"toy ({VERSION}+defercall1) UNRELEASED; urgency=medium\n\n"
+                                       "  * d/patches/defer-call/1-one: 2 patches\n"))
         self.assertIn("\n -- defer-call series <noreply@localhost>  Sat, 03 Feb 2001 ", log)
         self.assertTrue(log.endswith(f"\n\n{DEBIAN['changelog']}"))
         # and what dpkg-source makes of that
@@ -80,7 +81,8 @@ class TestQuilt(Toy):
         self.assertEqual(subject, "[second] util/zwölf: thing")
         header, _, diff = text.decode().partition("\n\n")
         self.assertEqual(header, "Description: [second] util/zwölf: thing\n Why it\n is so.\n .\n Änd more.\n"
-                                 f"Author: defer-call series <noreply@localhost>\nForwarded: no\nLast-Update: {date:%Y-%m-%d}")
+                                 "Author: defer-call series <noreply@localhost>\nForwarded: no\n"
+                                 f"Last-Update: {date:%Y-%m-%d}")
         self.assertTrue(diff.startswith("diff --git a/util/new.h b/util/new.h\n"))
         self.assertTrue(self.path("1-one/0002").read_text().endswith(diff))
 

@@ -149,7 +149,8 @@ class Directory(unittest.TestCase):
         return out.getvalue(), (self.dir / "report.html").read_text()
 
     def test_nothing_is_written_to_what_git_tracks(self):
-        with mock.patch.object(common, "ROOT", self.dir), mock.patch.object(common.settings, "build", self.dir / "build"):
+        with mock.patch.object(common, "ROOT", self.dir), \
+                mock.patch.object(common.settings, "build", self.dir / "build"):
             page = pages.page_path(self.dir / "results" / "old")
             self.assertEqual(page, (self.dir / "build/report/old.html").resolve())
             self.assertTrue(page.parent.is_dir())
@@ -163,7 +164,8 @@ class Directory(unittest.TestCase):
         for p in ["p50", "p99", "p99.9"]:
             self.assertEqual(len(re.findall(rf"^latency {p} \[us\] .* none$", text, re.M)), 2)
             self.assertEqual(page.count(f"<td>latency {p} [us]</td>"), 2)
-        self.assertRegex(text, r"(?s)^fio in a guest of QEMU, series/base.*\* write\(2\) per I/O better: native 0\.5\d\d → 0\.1.*aio=native")
+        self.assertRegex(text, r"(?s)^fio in a guest of QEMU, series/base.*"
+                               r"\* write\(2\) per I/O better: native 0\.5\d\d → 0\.1.*aio=native")
         self.assertIn("<li>write(2) per I/O better: ", page)
         self.assertIn("told from noise; by chance ", text)
         self.assertLessEqual(max(map(len, text.partition("\n\n")[0].splitlines())), digest.WIDTH)

@@ -169,7 +169,8 @@ class TestExport(Toy):
         before = self.patches()
         self.assertEqual(len(before), 7)
         shutil.rmtree(common.settings.build / "toy")
-        shutil.copytree(self.template / "build/toy", common.settings.build / "toy", ignore=shutil.ignore_patterns("series.json"))
+        shutil.copytree(self.template / "build/toy", common.settings.build / "toy",
+                        ignore=shutil.ignore_patterns("series.json"))
         for branch in ("topic/1-one", "topic/2-two"):
             git(self.repo, "branch", "-D", branch)
         git(self.repo, "reset", "-q", "--hard", "base")
@@ -201,7 +202,8 @@ class TestExport(Toy):
 
     def test_dates_are_kept(self):
         for data in self.patches().values():
-            self.assertRegex(data.decode(), "\nDate: (Sat, 3 Feb 2001 04:05:06 \\+0700|Fri, 2 Feb 2001 21:05:06 \\+0000)\n")
+            self.assertRegex(data.decode(),
+                             "\nDate: (Sat, 3 Feb 2001 04:05:06 \\+0700|Fri, 2 Feb 2001 21:05:06 \\+0000)\n")
 
     def test_commits_of_an_import_are_the_same_everywhere(self):
         heads = set()
@@ -216,7 +218,8 @@ class TestExport(Toy):
         self.add(self.repo, "util/one: fourth", {"util/one.c": "short\n"})
         self.run_tool(series.export)
         cover = (self.dir / "3-three" / series.COVER).read_text()
-        self.assertIn('Why.\n\nBased-on: the series "toy: ändert things"\n\ndefer-call series (2):\n', cover.replace("=C3=A4", "ä"))
+        self.assertIn('Why.\n\nBased-on: the series "toy: ändert things"\n\ndefer-call series (2):\n',
+                      cover.replace("=C3=A4", "ä"))
         self.assertIn("PATCH 0/2", cover)
         for topic, (subject, text) in COVERS.items():
             cover = series.read_cover(self.dir / topic / series.COVER)
@@ -237,7 +240,8 @@ class TestExport(Toy):
     def rebase(self, action, subject, *options):
         """git rebase -i, as a person does it: the line of that patch gets another action."""
         editor = f"sed -i 's|^pick \\([0-9a-f]*\\) {subject}|{action} \\1 {subject}|'"
-        git(self.repo, "rebase", "-q", "-i", *options, "base", env={"GIT_SEQUENCE_EDITOR": editor, "GIT_EDITOR": "true"})
+        git(self.repo, "rebase", "-q", "-i", *options, "base",
+            env={"GIT_SEQUENCE_EDITOR": editor, "GIT_EDITOR": "true"})
 
     def test_refuses_dirty_tree(self):
         before = self.patches()
@@ -464,7 +468,8 @@ class TestTree(Toy):
 
     def test_no_3way_merge(self):
         text = BASE["block/two.c"].replace("two30;", "three;")
-        self.add(self.repo, "block/two: fourth", {"block/two.c": (text := text.replace("three;", "x;").replace("two10;", "x;"))})
+        self.add(self.repo, "block/two: fourth", {
+            "block/two.c": (text := text.replace("three;", "x;").replace("two10;", "x;"))})
         self.add(self.repo, "block/two: fifth", {"block/two.c": text.replace("two13;", "y;")})
         self.run_tool(series.export)
         self.path("3-three/0002").unlink()

@@ -93,7 +93,8 @@ class Take(Toy):
             self.take((0, 1, round_of_fio()), (1, 3, round_of_fio(error=errno.EIO)))
 
     def test_errors_of_several_disks(self):
-        with self.assertRaisesRegex(ToolError, "aio=native: fio round 2: .*; virtio-scsi-pci aio=threads: fio round 3: "):
+        with self.assertRaisesRegex(
+                ToolError, "aio=native: fio round 2: .*; virtio-scsi-pci aio=threads: fio round 3: "):
             self.take((0, 2, round_of_fio(error=errno.EIO)), (1, 3, round_of_fio(error=errno.EIO)))
 
     def test_error_of_a_pulled_disk(self):
@@ -143,7 +144,8 @@ class Alive(Toy):
     def test_a_disk_that_hangs(self):
         for blk, scsi, said in [(0, 1, "^virtio-blk-pci aio=native: the disk hangs[^;]*$"),
                                 (1, 0, "^virtio-scsi-pci aio=threads: the disk hangs[^;]*$"),
-                                (0, 0, "^virtio-blk-pci aio=native: the disk hangs.*; virtio-scsi-pci aio=threads: the disk")]:
+                                (0, 0, "^virtio-blk-pci aio=native: the disk hangs.*; "
+                                       "virtio-scsi-pci aio=threads: the disk")]:
             with self.subTest(said), mock.patch("time.sleep") as sleep, self.assertRaisesRegex(ToolError, said):
                 self.alive(blk, scsi)
             sleep.assert_not_called()
@@ -195,7 +197,8 @@ class BadInput(unittest.TestCase):
         for name, value, said in [("MINUTES", "0", "MINUTES=0: give a number"),
                                   ("MINUTES", "long", "MINUTES=long: give a number"),
                                   ("MINUTES", "nan", "MINUTES=nan: give a number"),
-                                  ("SEED", "x", "SEED=x: give a whole number"), ("OPS", "stops dance", "give one or more of stops")]:
+                                  ("SEED", "x", "SEED=x: give a whole number"),
+                                  ("OPS", "stops dance", "give one or more of stops")]:
             env = {k: v for k, v in os.environ.items() if k not in ("MINUTES", "SEED", "OPS")}
             p = subprocess.run([common.ROOT / "dc", "soak"], env={**env, name: value},
                                capture_output=True, text=True)

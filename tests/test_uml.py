@@ -44,7 +44,8 @@ INTERRUPTS = [" 19:          {}     SIGIO      virtio-uml, virtio-uml.1-req.0"]
 def raw(iops=1000.0, irqs=100, submits=20, cpu=900_000, source=calls.SOURCE):
     """What uml.run_sample returns, with round figures."""
     run = raw_fio(iops=iops, syscw=irqs)
-    run["interrupts"] = {name: [line.format(n) for line in INTERRUPTS] for name, n in (("before", 4), ("after", 4 + irqs))}
+    run["interrupts"] = {name: [line.format(n) for line in INTERRUPTS]
+                         for name, n in (("before", 4), ("after", 4 + irqs))}
     run["counters"]["after"]["cpu_ns"] = cpu * 1000
     counts = {"io_submit": submits, "io_uring_enter": 3 * submits} if source == calls.SOURCE else {}
     return {**run, "calls": {"source": source, "fio": run["fio"], "counts": counts}}
@@ -93,8 +94,9 @@ class Parameters(unittest.TestCase):
         self.assertIsNotNone(p.seed)
 
     def test_nonsense_is_one_line_that_names_it(self):
-        for name, value in [("AIO", "posix"), ("IODEPTH", "0"), ("BATCH", "33"), ("RW", "randtrim"), ("BS", "100"), ("QUEUES", "65"),
-                            ("PAIRS", "0"), ("RUNTIME", "0.1"), ("POLL_MAX_NS", "-1"), ("SEED", "x"), ("QEMU_A", "/bin/true")]:
+        for name, value in [("AIO", "posix"), ("IODEPTH", "0"), ("BATCH", "33"), ("RW", "randtrim"), ("BS", "100"),
+                            ("QUEUES", "65"), ("PAIRS", "0"), ("RUNTIME", "0.1"), ("POLL_MAX_NS", "-1"),
+                            ("SEED", "x"), ("QEMU_A", "/bin/true")]:
             with self.subTest(name=name, value=value), self.assertRaises(ToolError) as e:
                 parameters(**{name: value})
             self.assertNotIn("\n", str(e.exception))
@@ -126,7 +128,8 @@ class Parameters(unittest.TestCase):
 
     def test_storage_where_tmpfs_has_no_direct_io(self):
         slow = generator.Image("/disk.raw", True, "none")
-        with mock.patch.object(generator, "memory_has_direct", return_value=False), mock.patch.object(common, "progress"), \
+        with mock.patch.object(generator, "memory_has_direct", return_value=False), \
+                mock.patch.object(common, "progress"), \
                 mock.patch.object(generator, "our_file", side_effect=lambda name, _: f"/{name}"), \
                 mock.patch.object(guest, "check_direct"), uml.images(("native", "io_uring")) as found:
             self.assertEqual(found["native"], slow)
@@ -319,8 +322,10 @@ class Digest(FakeSamples):
 
     def test_a_difference(self):
         text = self.said(self.run_once(series={"iops": 1500.0, "irqs": 20}))
-        self.assertRegex(text, r"\* a real Linux on the vhost-user-blk export: IOPS that differ by [\d.]+( to [\d.]+)? % or more are told "
-                               r"from noise; by chance \d of 27 A/A intervals leave 1 out\. IOPS better: io_uring 1\.[45]\d \[1\.[45]\d, 1\.5\d\], native 1\.[45]")
+        self.assertRegex(text, r"\* a real Linux on the vhost-user-blk export: IOPS that differ by "
+                               r"[\d.]+( to [\d.]+)? % or more are told "
+                               r"from noise; by chance \d of 27 A/A intervals leave 1 out\. "
+                               r"IOPS better: io_uring 1\.[45]\d \[1\.[45]\d, 1\.5\d\], native 1\.[45]")
         self.assertIn("interrupts per I/O better: io_uring 0.100 → 0.020, native 0.100 → 0.020", text)
         self.assertNotIn("bottleneck", text)
         self.assertNotIn("latency", text)           # the same on both sides, so not told
@@ -333,7 +338,8 @@ class Digest(FakeSamples):
 
     def test_the_guest_is_the_bottleneck(self):
         text = self.said(self.run_once(cpu=300_000))
-        self.assertRegex(text, r"the guest is the bottleneck \(the IOThread worked (29|30|31) % of the time\), so IOPS hardly"
+        self.assertRegex(text, r"the guest is the bottleneck \(the IOThread worked "
+                               r"(29|30|31) % of the time\), so IOPS hardly"
                          .replace(" %", "%"))
 
     def test_it_is_not_where_a_difference_is_seen(self):
@@ -407,7 +413,9 @@ while data := sock.recv(4096):
     if ask["execute"] == "query-events":
         say(dict(event="BLOCK_EXPORT_DELETED", data=dict(id="other"), timestamp=dict(seconds=1, microseconds=1)))
         say(dict(event="BLOCK_EXPORT_DELETED", data=dict(id="disk0"), timestamp=dict(seconds=1, microseconds=1)))
-    answer = dict(error=dict(desc="no", **{{"class": "GenericError"}})) if ask["execute"] == "bad" else {{"return": {{}}}}
+    answer = {{"return": {{}}}}
+    if ask["execute"] == "bad":
+        answer = {{"error": {{"class": "GenericError", "desc": "no"}}}}
     say({{**answer, **{{k: ask[k] for k in ask if k == "id"}}}})
     if ask["execute"] == "quit" and {1}:
         sys.exit(0)
@@ -685,12 +693,14 @@ class Checks(unittest.TestCase):
                                     ({1}, [{"id": "disk0"}], "disk0 is still exported"), ({1}, [], None)]:
             daemon = mock.Mock(label="d")
             daemon.threads.return_value = threads
-            daemon.qmp.side_effect = lambda command, *_, left=left, **kw: left if command == "query-block-exports" else {}
+            daemon.qmp.side_effect = (
+                lambda command, *_, left=left, **kw: left if command == "query-block-exports" else {})
             with self.subTest(said), (self.assertRaisesRegex(ToolError, said) if said else contextlib.nullcontext()):
                 exports.remove(daemon, "hard", 2, .2)
 
     def test_a_guest_that_the_daemon_does_not_let_go(self):
-        for connections, said in [([2, 2], "not as 1 more connections"), ([2, 3] + [3] * 99, "does not let go"), ([2, 4, 2], None)]:
+        for connections, said in [([2, 2], "not as 1 more connections"), ([2, 3] + [3] * 99, "does not let go"),
+                                  ([2, 4, 2], None)]:
             daemon = mock.Mock(label="d")
             daemon.connections.side_effect = connections
             with self.subTest(said), mock.patch.object(exports, "PATIENCE", .2), \
